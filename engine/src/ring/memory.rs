@@ -1,0 +1,215 @@
+//! Buffers that the kernel reads and writes, and the lending that keeps both sides honest.
+//!
+//! Invariants  R1  A lent range is not freed, and is not changed (write, send) or looked at (read, recv) by the
+//!                 engine until its completion was reaped. `lend` and `give_back` count; `free` asserts.
+//! Buffers are page-aligned anonymous mappings: pages are touched on first use, so that a budget is an upper
+//! bound and not what is taken.
+
+#![allow(unsafe_code)]
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::ptr::NonNull;
+
+/// A buffer of [`Memory`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct BufferId(pub u32);
+
+/// Bytes of a buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BufRange {
+    /// Which buffer.
+    pub buffer: BufferId,
+    /// First byte.
+    pub start: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl BufRange {
+    /// `len` bytes of `buffer` from `start`.
+    pub fn new(buffer: BufferId, start: usize, len: usize) -> Self {
+        let to_u32 = |value: usize| u32::try_from(value).unwrap_or_else(|_| panic!("range of {value} bytes"));
+        Self { buffer, start: to_u32(start), len: to_u32(len) }
+    }
+
+    /// First byte.
+    pub fn start(self) -> usize {
+        self.start as usize
+    }
+
+    /// Bytes.
+    pub fn len(self) -> usize {
+        self.len as usize
+    }
+
+    /// No bytes.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Without its first `bytes`.
+    #[must_use]
+    pub fn skip(self, bytes: usize) -> Self {
+        assert!(bytes <= self.len(), "skipping {bytes} of {} bytes", self.len);
+        Self::new(self.buffer, self.start() + bytes, self.len() - bytes)
+    }
+}
+
+#[derive(Debug)]
+struct Buffer {
+    base: NonNull<u8>,
+    len: usize,
+    lent: u32,
+    /// A log arena: registered with the ring piece by piece.
+    arena: bool,
+}
+
+/// All buffers of one ring.
+#[derive(Debug, Default)]
+pub struct Memory {
+    buffers: Vec<Option<Buffer>>,
+    free: Vec<u32>,
+    mapped: usize,
+}
+
+impl Memory {
+    /// A zeroed buffer of at least `len` bytes, rounded up to pages. `arena` asks for registration and huge pages.
+    /// `None` when the kernel has no memory left to give.
+    pub fn alloc(&mut self, len: usize, arena: bool) -> Option<BufferId> {
+        let len = len.next_multiple_of(4096).max(4096);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours (R1).
+        let base = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags).ok()?
+        };
+        let base = NonNull::new(base.cast::<u8>())?;
+        if arena {
+            // SAFETY: advice about the mapping just made; failing only costs speed (R1).
+            let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
+        }
+        self.mapped += len;
+        let buffer = Buffer { base, len, lent: 0, arena };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.buffers[slot as usize] = Some(buffer);
+                slot
+            }
+            None => {
+                self.buffers.push(Some(buffer));
+                self.buffers.len() as u32 - 1
+            }
+        };
+        Some(BufferId(slot))
+    }
+
+    /// Unmaps a buffer of which nothing is lent.
+    pub fn free(&mut self, id: BufferId) {
+        let Some(buffer) = self.buffers.get_mut(id.0 as usize).and_then(Option::take) else {
+            panic!("{id:?} is freed twice");
+        };
+        assert_eq!(buffer.lent, 0, "{id:?} is freed while the kernel has it"); // R1
+        self.mapped -= buffer.len;
+        self.free.push(id.0);
+        // SAFETY: the mapping is ours, nothing is lent, and no slice outlives a borrow of `self` (R1).
+        let _ = unsafe { munmap(buffer.base.as_ptr().cast(), buffer.len) };
+    }
+
+    fn get(&self, id: BufferId) -> &Buffer {
+        match self.buffers.get(id.0 as usize) {
+            Some(Some(buffer)) => buffer,
+            _ => panic!("{id:?} does not exist"),
+        }
+    }
+
+    fn check(&self, range: BufRange) -> &Buffer {
+        let buffer = self.get(range.buffer);
+        let end = range.start() + range.len();
+        assert!(end <= buffer.len, "{range:?} ends behind the {} bytes of its buffer", buffer.len);
+        buffer
+    }
+
+    /// Size of a buffer.
+    pub fn len(&self, id: BufferId) -> usize {
+        self.get(id).len
+    }
+
+    /// No buffers.
+    pub fn is_empty(&self) -> bool {
+        self.mapped == 0
+    }
+
+    /// Bytes of address space in all buffers: the bound of what they can take.
+    pub fn mapped(&self) -> usize {
+        self.mapped
+    }
+
+    /// Whether a buffer was made as an arena.
+    pub fn is_arena(&self, id: BufferId) -> bool {
+        self.get(id).arena
+    }
+
+    /// The bytes of a range.
+    pub fn bytes(&self, range: BufRange) -> &[u8] {
+        let buffer = self.check(range);
+        // SAFETY: inside one mapping that lives as long as `self`; the kernel writes only to ranges that were
+        // lent to a read and that nobody looks at before the completion (R1).
+        unsafe { std::slice::from_raw_parts(buffer.base.as_ptr().add(range.start()), range.len()) }
+    }
+
+    /// The bytes of a range, to change.
+    pub fn bytes_mut(&mut self, range: BufRange) -> &mut [u8] {
+        let buffer = self.check(range);
+        // SAFETY: as `bytes`; `&mut self` excludes every other slice (R1).
+        unsafe { std::slice::from_raw_parts_mut(buffer.base.as_ptr().add(range.start()), range.len()) }
+    }
+
+    /// Copies inside one buffer; the ranges may overlap.
+    pub fn copy_within(&mut self, buffer: BufferId, from: usize, to: usize, len: usize) {
+        let size = self.len(buffer);
+        self.bytes_mut(BufRange::new(buffer, 0, size)).copy_within(from..from + len, to);
+    }
+
+    /// Two ranges of different buffers, the second to change.
+    pub fn pair(&mut self, from: BufRange, to: BufRange) -> (&[u8], &mut [u8]) {
+        assert_ne!(from.buffer, to.buffer, "a pair is of two buffers");
+        let source = self.check(from).base.as_ptr();
+        let target = self.check(to).base.as_ptr();
+        // SAFETY: two ranges of two distinct mappings, both inside (R1); `&mut self` excludes other slices.
+        unsafe {
+            (
+                std::slice::from_raw_parts(source.add(from.start()), from.len()),
+                std::slice::from_raw_parts_mut(target.add(to.start()), to.len()),
+            )
+        }
+    }
+
+    /// The address of a range that is being lent to the kernel; counted until `give_back`.
+    pub(super) fn lend(&mut self, range: BufRange) -> *mut u8 {
+        let base = self.check(range).base.as_ptr();
+        if let Some(Some(buffer)) = self.buffers.get_mut(range.buffer.0 as usize) {
+            buffer.lent += 1;
+        }
+        // SAFETY: `check` has shown that the range lies inside the mapping (R1).
+        unsafe { base.add(range.start()) }
+    }
+
+    /// The kernel has finished with a range of this buffer.
+    pub(super) fn give_back(&mut self, id: BufferId) {
+        match self.buffers.get_mut(id.0 as usize) {
+            Some(Some(buffer)) if buffer.lent > 0 => buffer.lent -= 1,
+            _ => panic!("{id:?} came back without having been lent"),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        for buffer in self.buffers.drain(..).flatten() {
+            // A ring that is dropped with ops in flight leaks their buffers: the kernel may still write there.
+            if buffer.lent == 0 {
+                // SAFETY: the mapping is ours and nothing of it is lent (R1).
+                let _ = unsafe { munmap(buffer.base.as_ptr().cast(), buffer.len) };
+            }
+        }
+    }
+}

@@ -176,9 +176,8 @@ impl FrameHeader {
         };
         let crc = header.compute_crc();
         demand(WHAT, "header_crc", Damage::HeaderCrc, u64::from(crc), u64::from(header.header_crc.get()))?;
-        let field = |name, limit: usize, found: u64| {
-            Corruption::new(WHAT, name, Damage::Field, limit as u64, found)
-        };
+        let field =
+            |name, limit: usize, found: u64| Corruption::new(WHAT, name, Damage::Field, limit as u64, found);
         if FrameKind::parse(header.kind).is_none() {
             return Err(field("kind", FrameKind::ALL.len(), u64::from(header.kind)));
         }
@@ -276,13 +275,9 @@ impl<'a> Frame<'a> {
         let header = FrameHeader::parse(bytes)?;
         match bytes.get(..header.len()) {
             Some(bytes) => Ok(Self { header, bytes }),
-            None => Err(Corruption::new(
-                WHAT,
-                "len",
-                Damage::Truncated,
-                header.len() as u64,
-                bytes.len() as u64,
-            )),
+            None => {
+                Err(Corruption::new(WHAT, "len", Damage::Truncated, header.len() as u64, bytes.len() as u64))
+            }
         }
     }
 

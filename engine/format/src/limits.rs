@@ -11,8 +11,8 @@ pub const SECTOR_SIZE: usize = 512;
 pub const FRAME_HEADER_SIZE: usize = 64;
 /// Header of a group.
 pub const GROUP_HEADER_SIZE: usize = 64;
-/// Header of a segment file: one block.
-pub const SEGMENT_HEADER_SIZE: usize = BLOCK_SIZE;
+/// Header of a segment file: one block, twice.
+pub const SEGMENT_HEADER_SIZE: usize = 2 * BLOCK_SIZE;
 
 /// A frame with its header. RocketMQ's limit for one message is 4 MiB too.
 pub const FRAME_SIZE_MAX: usize = 4 << 20;

@@ -175,8 +175,11 @@ impl FrameBuilder {
         }
         let table_before = self.table.len();
         self.push_entry(record, properties_len);
-        let blocks =
-            if self.block_per_record || self.blocks.is_empty() { self.blocks.len() + 1 } else { self.blocks.len() };
+        let blocks = if self.block_per_record || self.blocks.is_empty() {
+            self.blocks.len() + 1
+        } else {
+            self.blocks.len()
+        };
         let size = frame_size(self.table.len(), blocks, self.bodies.len() + record.body.len());
         if size > self.size_max || self.count as usize == FRAME_RECORDS_MAX {
             self.table.truncate(table_before);
@@ -276,10 +279,7 @@ impl FrameBuilder {
         bytes
     }
 
-    fn compress(
-        &self,
-        compress: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>,
-    ) -> Option<(Vec<usize>, Vec<u8>)> {
+    fn compress(&self, compress: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Option<(Vec<usize>, Vec<u8>)> {
         let mut rest = &self.bodies[..];
         let mut stored = Vec::with_capacity(self.blocks.len());
         let mut bodies = Vec::new();
@@ -333,11 +333,9 @@ impl<'a> Payload<'a> {
     /// decompressed.
     pub fn parse(frame: &Frame<'a>) -> Result<Self, Corruption> {
         let bytes = frame.payload();
-        let cut = |need: usize| {
-            Corruption::new(WHAT, "length", Damage::Truncated, need as u64, bytes.len() as u64)
-        };
-        let (header, rest) =
-            PayloadHeader::ref_from_prefix(bytes).map_err(|_| cut(PAYLOAD_HEADER_SIZE))?;
+        let cut =
+            |need: usize| Corruption::new(WHAT, "length", Damage::Truncated, need as u64, bytes.len() as u64);
+        let (header, rest) = PayloadHeader::ref_from_prefix(bytes).map_err(|_| cut(PAYLOAD_HEADER_SIZE))?;
         demand(WHAT, "reserved", Damage::Padding, 0, u64::from(header.reserved.get()))?;
         let table_len = header.table_len.get() as usize;
         let blocks = header.blocks.get() as usize;
@@ -371,14 +369,21 @@ impl<'a> Payload<'a> {
         for block in self.blocks {
             let mut block_raw = 0u64;
             for _ in 0..block.records.get() {
-                let entry = take_entry(&mut table, self.base_time)
-                    .ok_or_else(|| Corruption::new(WHAT, "table", Damage::Field, count, table.len() as u64))?;
+                let entry = take_entry(&mut table, self.base_time).ok_or_else(|| {
+                    Corruption::new(WHAT, "table", Damage::Field, count, table.len() as u64)
+                })?;
                 block_raw += entry.body_len as u64;
                 count += 1;
             }
             demand(WHAT, "block raw_len", Damage::Field, block_raw, u64::from(block.raw_len.get()))?;
             if codec == Codec::None {
-                demand(WHAT, "block stored_len", Damage::Field, block_raw, u64::from(block.stored_len.get()))?;
+                demand(
+                    WHAT,
+                    "block stored_len",
+                    Damage::Field,
+                    block_raw,
+                    u64::from(block.stored_len.get()),
+                )?;
             }
             stored += u64::from(block.stored_len.get());
             raw += block_raw;
@@ -425,8 +430,7 @@ fn take_entry<'a>(table: &mut &'a [u8], base_time: i64) -> Option<RecordEntry<'a
     let time_ms = base_time.wrapping_add(take_i64(table)?);
     let key = if flags & HAS_KEY != 0 { Some(take_bytes(table, KEY_SIZE_MAX)?) } else { None };
     let tag = if flags & HAS_TAG != 0 { Some(take_bytes(table, TAG_SIZE_MAX)?) } else { None };
-    let properties =
-        if flags & HAS_PROPERTIES != 0 { take_bytes(table, PROPERTIES_SIZE_MAX)? } else { &[] };
+    let properties = if flags & HAS_PROPERTIES != 0 { take_bytes(table, PROPERTIES_SIZE_MAX)? } else { &[] };
     let mut rest = properties;
     let mut properties_count = 0;
     while !rest.is_empty() {
@@ -536,7 +540,8 @@ mod tests {
     fn compression_that_wins_nothing_is_dropped() {
         let mut builder = FrameBuilder::new(0, 4096);
         builder.push(&Record { body: b"abc", ..Record::default() }).unwrap();
-        let bytes = builder.clone().finish(ProducerStamp::default(), Codec::Lz4, &mut |raw| Some(raw.to_vec()));
+        let bytes =
+            builder.clone().finish(ProducerStamp::default(), Codec::Lz4, &mut |raw| Some(raw.to_vec()));
         assert_eq!(Frame::parse(&bytes).unwrap().header.codec(), Codec::None);
         let bytes = builder.finish(ProducerStamp::default(), Codec::Lz4, &mut |_| Some(vec![1]));
         assert_eq!(Frame::parse(&bytes).unwrap().header.codec(), Codec::Lz4);

@@ -1,2 +1,37 @@
-//! Under construction.
-fn main() {}
+//! `ringmq`: server, clients and tools in one binary.
+//!
+//! One file per noun of the command line; this one only chooses. A verb takes its arguments and [`cli::Common`] and
+//! returns a result; [`failure::Failure`] turns an error into a line that says what, where and what to do, and into
+//! an exit code.
+
+mod bench;
+mod cli;
+mod completions;
+mod demo;
+mod doctor;
+mod failure;
+mod format;
+mod man;
+mod screen;
+mod server;
+mod start;
+
+use clap::Parser;
+use cli::{Cli, Verb};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let Cli { common, verb } = Cli::parse();
+    let result = match verb {
+        Verb::Server(args) => return server::run(*args, &common),
+        Verb::Bench(args) => return bench::run(*args, common.json),
+        Verb::Demo(args) => demo::run(&args, &common),
+        Verb::Doctor(args) => doctor::run(&args, &common),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => man::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&common),
+    }
+}

@@ -62,6 +62,8 @@ struct Buffer {
     lent: u32,
     /// A log arena: registered with the ring piece by piece.
     arena: bool,
+    /// Never used twice, so that a registration of an earlier buffer of the same id is recognised.
+    serial: u64,
 }
 
 /// All buffers of one ring.
@@ -70,6 +72,7 @@ pub struct Memory {
     buffers: Vec<Option<Buffer>>,
     free: Vec<u32>,
     mapped: usize,
+    serials: u64,
 }
 
 impl Memory {
@@ -88,7 +91,8 @@ impl Memory {
             let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
         }
         self.mapped += len;
-        let buffer = Buffer { base, len, lent: 0, arena };
+        self.serials += 1;
+        let buffer = Buffer { base, len, lent: 0, arena, serial: self.serials };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.buffers[slot as usize] = Some(buffer);
@@ -146,6 +150,11 @@ impl Memory {
     /// Whether a buffer was made as an arena.
     pub fn is_arena(&self, id: BufferId) -> bool {
         self.get(id).arena
+    }
+
+    /// Which of all buffers that ever were has this id now; `None` if it was freed.
+    pub(super) fn serial(&self, id: BufferId) -> Option<u64> {
+        Some(self.buffers.get(id.0 as usize)?.as_ref()?.serial)
     }
 
     /// The bytes of a range.

@@ -93,6 +93,8 @@ impl Default for RingConfig {
     }
 }
 
+// One per thread: the size is of no weight, an indirection would be.
+#[allow(clippy::large_enum_variant)]
 enum Back {
     Uring(uring::UringRing),
     #[cfg(feature = "sim")]
@@ -126,6 +128,15 @@ impl Ring {
     #[cfg(feature = "sim")]
     pub(crate) fn sim(ring: sim::SimRing) -> Self {
         Self { memory: Memory::default(), back: Back::Sim(ring) }
+    }
+
+    /// Which ring of the simulated world this is; `None` for one of the kernel.
+    #[cfg(feature = "sim")]
+    pub fn sim_id(&self) -> Option<sim::RingId> {
+        match &self.back {
+            Back::Uring(_) => None,
+            Back::Sim(ring) => Some(ring.id()),
+        }
     }
 
     /// Queues an op; it reaches the kernel with the next `wait` (or earlier, when the queue is full). Lends its
@@ -234,6 +245,17 @@ impl Ring {
     }
 }
 
+/// A simulated kernel does nothing to buffers once its ring is gone: they are freed, not leaked, so that
+/// thousands of crashes fit into one process.
+#[cfg(feature = "sim")]
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if let Back::Sim(ring) = &mut self.back {
+            ring.release(&mut self.memory);
+        }
+    }
+}
+
 /// Wakes the ring that made it, from any thread. Cloned freely.
 #[derive(Clone)]
 pub struct Doorbell(DoorbellBack);
@@ -255,4 +277,3 @@ impl Doorbell {
         }
     }
 }
-

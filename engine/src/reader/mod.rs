@@ -1,0 +1,229 @@
+//! Cold reads: pages of segments and sidecars that are not in the log's arena.
+//!
+//! A fetch asks for a page; if it is not here the fetch is parked and the page is read. Pages live in an arena of
+//! their own, so that a reader who catches up can never evict the tail.
+//!
+//! Invariants  C1  A page that is being read is looked at by nobody.
+//!             C2  While commits are going on, one read is in flight; more only when the shard has been idle.
+//!             C3  Every frame that leaves here was checked: header, place and payload. The index is never believed.
+//! Ignorant of partitions' states and connections.
+
+use crate::log::room;
+use crate::ring::{BufRange, BufferId, Completion, Errno, FileId, Op, Ring, Token};
+use ringmq_format::SegmentSeq;
+use ringmq_format::limits::COLD_PAGE_SIZE;
+use std::collections::{HashMap, VecDeque};
+
+/// Reads in flight when nothing else is going on: together 1 MiB.
+const READS_IDLE: usize = 8;
+/// Pages that may be asked for and not read yet.
+const WANTED_MAX: usize = 4096;
+/// Smallest cold arena.
+pub const COLD_SIZE_MIN: usize = 8 << 20;
+
+/// One page of a file. The segment's number makes a recycled slot's pages different ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageKey {
+    /// The file.
+    pub file: FileId,
+    /// The segment that lives in it.
+    pub segment: SegmentSeq,
+    /// Which page.
+    pub page: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PageState {
+    Reading,
+    /// Bytes that may be looked at.
+    Ready(usize),
+    Failed(Errno),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    key: Option<PageKey>,
+    state: PageState,
+    /// Turn of its last use.
+    used: u64,
+    generation: u32,
+    /// Bytes of the page that were durable when it was read; less than a page at the end of the log.
+    durable: usize,
+}
+
+/// What a look at a page gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Its bytes; fewer than a page at the end of a file.
+    Here(BufRange),
+    /// Being read, or asked for now.
+    Coming,
+    /// The medium does not give it.
+    Failed(Errno),
+}
+
+/// The cold arena and its reads.
+#[derive(Debug)]
+pub struct ColdCache {
+    buffer: BufferId,
+    pages: Vec<Page>,
+    by_key: HashMap<PageKey, u32, std::hash::BuildHasherDefault<KeyHasher>>,
+    wanted: VecDeque<PageKey>,
+    in_flight: usize,
+    turn: u64,
+    reads: u64,
+    progressed: bool,
+}
+
+/// Keys are few small numbers and not chosen by peers; a deterministic hash keeps the engine deterministic.
+#[derive(Default, Debug)]
+pub struct KeyHasher(u64);
+
+impl std::hash::Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+impl ColdCache {
+    /// A cold arena of `size` bytes; `None` when the kernel has no memory.
+    pub fn new(ring: &mut Ring, size: usize) -> Option<Self> {
+        let count = size.max(COLD_SIZE_MIN) / COLD_PAGE_SIZE;
+        let buffer = ring.memory.alloc(count * COLD_PAGE_SIZE, true)?;
+        let empty = Page { key: None, state: PageState::Ready(0), used: 0, generation: 0, durable: 0 };
+        Some(Self {
+            buffer,
+            pages: vec![empty; count],
+            by_key: HashMap::default(),
+            wanted: VecDeque::new(),
+            in_flight: 0,
+            turn: 0,
+            reads: 0,
+            progressed: false,
+        })
+    }
+
+    fn range(&self, index: u32, len: usize) -> BufRange {
+        BufRange::new(self.buffer, index as usize * COLD_PAGE_SIZE, len)
+    }
+
+    /// Looks at the first `need` bytes of a page; asks for it if they are not here.
+    pub fn look(&mut self, key: PageKey, need: usize) -> Look {
+        self.turn += 1;
+        let Some(index) = self.by_key.get(&key).copied() else {
+            self.want(key);
+            return Look::Coming;
+        };
+        let page = &mut self.pages[index as usize];
+        page.used = self.turn;
+        let (gone, look) = match page.state {
+            PageState::Ready(len) if need <= len => (false, Look::Here(self.range(index, len))),
+            PageState::Reading => (false, Look::Coming),
+            // Read before the log had come this far: the page is read again.
+            PageState::Ready(len) if len == page.durable && len < COLD_PAGE_SIZE => (true, Look::Coming),
+            PageState::Ready(_) => (true, Look::Failed(Errno::IO)),
+            // The next look tries again: an error may have been of the moment.
+            PageState::Failed(error) => (true, Look::Failed(error)),
+        };
+        if gone {
+            let page = &mut self.pages[index as usize];
+            page.key = None;
+            page.state = PageState::Ready(0);
+            self.by_key.remove(&key);
+            if look == Look::Coming {
+                self.want(key);
+            }
+        }
+        look
+    }
+
+    /// Asks for a page that will be needed soon.
+    pub fn want(&mut self, key: PageKey) {
+        if self.wanted.len() < WANTED_MAX && !self.by_key.contains_key(&key) && !self.wanted.contains(&key) {
+            self.wanted.push_back(key);
+        }
+    }
+
+    /// Is this page here or coming?
+    pub fn knows(&self, key: PageKey) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// Submits reads: one while the log is busy, more when it is not (C2).
+    ///
+    /// `durable` answers how many bytes of a file are durable: what lies behind may change under the read.
+    pub fn turn(&mut self, ring: &mut Ring, log_is_busy: bool, durable: &dyn Fn(&PageKey) -> u64) {
+        let limit = if log_is_busy { 1 } else { READS_IDLE };
+        while self.in_flight < limit {
+            let Some(key) = self.wanted.pop_front() else { return };
+            let Some(index) = self.victim() else {
+                self.wanted.push_front(key);
+                return;
+            };
+            if let Some(old) = self.pages[index].key.take() {
+                self.by_key.remove(&old);
+            }
+            self.turn += 1;
+            let generation = self.pages[index].generation.wrapping_add(1) & 0x00ff_ffff;
+            let start = u64::from(key.page) * COLD_PAGE_SIZE as u64;
+            let durable = durable(&key).saturating_sub(start).min(COLD_PAGE_SIZE as u64) as usize;
+            self.pages[index] =
+                Page { key: Some(key), state: PageState::Reading, used: self.turn, generation, durable };
+            self.by_key.insert(key, index as u32);
+            let into = self.range(index as u32, COLD_PAGE_SIZE);
+            let position = u64::from(key.page) * COLD_PAGE_SIZE as u64;
+            let op = Op::Read { file: key.file, into, position };
+            ring.submit(Token::new(room::COLD, generation, index as u32), op);
+            self.in_flight += 1;
+            self.reads += 1;
+        }
+    }
+
+    /// The page that was not used for longest and is not being read.
+    fn victim(&self) -> Option<usize> {
+        self.pages
+            .iter()
+            .enumerate()
+            .filter(|(_, page)| page.state != PageState::Reading)
+            .min_by_key(|(_, page)| (page.key.is_some(), page.used))
+            .map(|(index, _)| index)
+    }
+
+    /// Takes the completion of a read.
+    pub fn complete(&mut self, completion: &Completion) {
+        let page = &mut self.pages[completion.token.slot as usize];
+        assert_eq!(page.generation, completion.token.generation, "a read of another life of the page"); // R3
+        self.in_flight -= 1;
+        self.progressed = true;
+        page.state = match completion.result {
+            Ok(len) => PageState::Ready(page.durable.min(len as usize)),
+            Err(error) => PageState::Failed(error),
+        };
+    }
+
+    /// A page has come since the last call: parked fetches may go on.
+    pub fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progressed)
+    }
+
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        self.reads
+    }
+
+    /// Reads are in flight or wanted.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight > 0 || !self.wanted.is_empty()
+    }
+}

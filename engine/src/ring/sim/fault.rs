@@ -1,0 +1,118 @@
+//! Faults that a test plans: which op, the how-manieth, and what becomes of it.
+
+use crate::ring::Errno;
+
+/// Kinds of ops that a [`Fault`] can be about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpKind {
+    /// `Read`.
+    Read,
+    /// `Write`, durable or not.
+    Write,
+    /// `SyncData` and `SyncAll`.
+    Sync,
+    /// `SyncDir`.
+    SyncDir,
+    /// `Open`.
+    Open,
+    /// `Allocate`.
+    Allocate,
+    /// `Accept`.
+    Accept,
+    /// `Recv`.
+    Recv,
+    /// `Send`.
+    Send,
+}
+
+/// What becomes of an op.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Harm {
+    /// It fails. A write may have changed any of its sectors, unless the error says "try again" (`EAGAIN`,
+    /// `EINTR`, `ECANCELED`) or "no space"; a sync drops or keeps what it should have covered, by chance.
+    Error(Errno),
+    /// A sync fails, and what it should have covered never becomes durable, whatever later syncs say.
+    SyncDrops(Errno),
+    /// A sync fails, and what it should have covered stays dirty, for a later sync to cover.
+    SyncKeeps(Errno),
+    /// A read, write or send moves fewer bytes than asked; of files a multiple of 512.
+    Short,
+    /// A write or sync is acknowledged and does not happen.
+    Lost,
+    /// A write is acknowledged and lands in another place of the disk.
+    Misdirected,
+    /// A read finds one stored bit flipped, as will all later ones.
+    Rot,
+    /// A read returns one bit flipped, this time only.
+    Flip,
+    /// It takes so much longer, and is done well.
+    Delay(u64),
+}
+
+/// A planned fault.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Ops of this kind.
+    pub op: OpKind,
+    /// What becomes of them.
+    pub harm: Harm,
+    /// So many that fit go by first.
+    pub skip: u64,
+    /// So many are harmed; `u64::MAX`: all from then on.
+    pub times: u64,
+    /// Only files whose path contains this.
+    pub path: Option<String>,
+}
+
+impl Fault {
+    /// The next op of its kind, once.
+    pub fn new(op: OpKind, harm: Harm) -> Self {
+        Self { op, harm, skip: 0, times: 1, path: None }
+    }
+
+    /// After `skip` others.
+    #[must_use]
+    pub fn after(self, skip: u64) -> Self {
+        Self { skip, ..self }
+    }
+
+    /// And all later ones.
+    #[must_use]
+    pub fn sticky(self) -> Self {
+        Self { times: u64::MAX, ..self }
+    }
+
+    /// Only of files whose path contains `part`.
+    #[must_use]
+    pub fn on(self, part: &str) -> Self {
+        Self { path: Some(part.to_owned()), ..self }
+    }
+}
+
+/// A fault with its counts.
+#[derive(Clone, Debug)]
+pub(super) struct Armed {
+    fault: Fault,
+    passed: u64,
+    done: u64,
+}
+
+impl Armed {
+    pub(super) fn new(fault: Fault) -> Self {
+        Self { fault, passed: 0, done: 0 }
+    }
+
+    /// Counts an op, and says what becomes of it.
+    pub(super) fn strike(&mut self, op: OpKind, path: &str) -> Option<Harm> {
+        let fits = self.fault.op == op && self.fault.path.as_deref().is_none_or(|part| path.contains(part));
+        if !fits || self.done == self.fault.times {
+            return None;
+        }
+        if self.passed < self.fault.skip {
+            self.passed += 1;
+            return None;
+        }
+        self.done = self.done.saturating_add(1).min(self.fault.times);
+        Some(self.fault.harm)
+    }
+}

@@ -1,0 +1,380 @@
+//! Reading a partition: from the arena where the frame is still there, from cold pages where it is not.
+
+use super::Shard;
+use crate::log::Segment;
+use crate::partition::{FrameRef, Place};
+use crate::reader::{Look, PageKey};
+use crate::ring::{Errno, FileId, Ring};
+use ringmq_format::frame::Frame;
+use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE};
+use ringmq_format::sidecar::{BLOCK_ENTRIES, IndexEntry, parse_block};
+use ringmq_format::{Offset, PartitionId, SegmentSeq};
+
+/// Pages read ahead of a reader that goes forward.
+const READ_AHEAD: u32 = 8;
+
+/// What a reader is told about a frame, besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Offset of the first record that is delivered.
+    pub base_offset: Offset,
+    /// Since when consumers may see it, Unix milliseconds.
+    pub visible_time: i64,
+    /// Index of that record in the frame.
+    pub first_record: u32,
+    /// Records.
+    pub count: u32,
+}
+
+/// How a fetch ended. Frames may have been delivered before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The byte limit is reached; go on at this offset.
+    Limit(Offset),
+    /// Everything that is visible was delivered; go on at this offset when more is.
+    AtEnd(Offset),
+    /// What comes next is being read from the disk; again after `take_cold_progress`.
+    Cold(Offset),
+    /// The offset is below `start` or above `visible`.
+    OutOfRange {
+        /// First offset that is kept.
+        start: Offset,
+        /// Consumers may read below it.
+        visible: Offset,
+    },
+    /// These offsets cannot be read; what lies behind them can.
+    Damaged {
+        /// First offset.
+        from: Offset,
+        /// Offset behind the last.
+        to: Offset,
+    },
+    /// No such partition on this shard.
+    UnknownPartition,
+}
+
+/// Answer to a look-up by time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeLookup {
+    /// First offset that was appended at or after the time, and its append time; the end if there is none.
+    At(Offset, i64),
+    /// An index is being read from the disk; again after `take_cold_progress`.
+    Cold,
+    /// No such partition on this shard.
+    UnknownPartition,
+    /// The index is damaged.
+    Damaged,
+}
+
+enum Step {
+    Taken(Offset),
+    Cold,
+    Damaged(Offset),
+}
+
+enum Index<T> {
+    Found(T),
+    Coming,
+    Damaged,
+}
+
+/// One frame's place in a file.
+#[derive(Clone, Copy)]
+struct FilePlace {
+    file: FileId,
+    segment: SegmentSeq,
+    position: u64,
+    len: usize,
+}
+
+impl Shard {
+    /// Delivers frames from the one that holds `offset` on, at least one if any is at hand, until `max_bytes`.
+    ///
+    /// The first frame may begin below `offset`: frames are delivered whole.
+    pub fn fetch(
+        &mut self,
+        ring: &Ring,
+        id: PartitionId,
+        offset: Offset,
+        max_bytes: usize,
+        sink: &mut dyn FnMut(&Delivered, &[u8]),
+    ) -> Fetched {
+        let Some(partition) = self.partition(id) else { return Fetched::UnknownPartition };
+        let (start, visible) = (partition.start(), partition.visible());
+        if offset < start || offset > visible {
+            return Fetched::OutOfRange { start, visible };
+        }
+        let mut next = offset;
+        let mut taken = 0;
+        while next < visible {
+            let mut frame_len = 0;
+            let mut counted = |delivered: &Delivered, bytes: &[u8]| {
+                frame_len = bytes.len();
+                sink(delivered, bytes);
+            };
+            if taken > 0 && taken >= max_bytes {
+                return Fetched::Limit(next);
+            }
+            match self.fetch_one(ring, id, next, max_bytes.saturating_sub(taken), taken == 0, &mut counted) {
+                Some(Step::Taken(end)) => next = end,
+                None => return Fetched::Limit(next),
+                Some(Step::Cold) if taken > 0 => return Fetched::Limit(next),
+                Some(Step::Cold) => return Fetched::Cold(next),
+                Some(Step::Damaged(_)) if taken > 0 => return Fetched::Limit(next),
+                Some(Step::Damaged(to)) => {
+                    self.stats.damaged += 1;
+                    return Fetched::Damaged { from: next, to };
+                }
+            }
+            taken += frame_len;
+        }
+        Fetched::AtEnd(next)
+    }
+
+    /// `None` if the frame is larger than the room that is left and is not the first.
+    fn fetch_one(
+        &mut self,
+        ring: &Ring,
+        id: PartitionId,
+        offset: Offset,
+        room: usize,
+        is_first: bool,
+        sink: &mut dyn FnMut(&Delivered, &[u8]),
+    ) -> Option<Step> {
+        let partition = self.partition(id)?;
+        let visible = partition.visible();
+        let frame = match partition.locate(offset) {
+            Place::Frame(frame) => frame,
+            Place::Nowhere => return Some(Step::Damaged(visible)),
+            Place::Sidecar(segment, first) => match self
+                .find_entry(ring, segment, first, id, |entry| entry.first_offset.get() <= offset.0)
+            {
+                Index::Found((entry, base)) if entry.end_offset() > offset => FrameRef {
+                    first_offset: Offset(entry.first_offset.get()),
+                    lsn: base.plus(u64::from(entry.position.get())),
+                    timestamp: entry.timestamp.get(),
+                    len: entry.len.get(),
+                    count: entry.count.get(),
+                },
+                Index::Found(_) | Index::Damaged => {
+                    return Some(Step::Damaged(self.end_of_segment(id, segment)));
+                }
+                Index::Coming => return Some(Step::Cold),
+            },
+        };
+        if !is_first && frame.len as usize > room {
+            return None;
+        }
+        let delivered = Delivered {
+            base_offset: frame.first_offset,
+            visible_time: frame.timestamp,
+            first_record: 0,
+            count: frame.count,
+        };
+        if let Some(range) = self.log.arena().find(frame.lsn, frame.len as usize) {
+            sink(&delivered, ring.memory.bytes(range));
+            self.stats.tail_frames += 1;
+            return Some(Step::Taken(frame.end_offset()));
+        }
+        Some(self.fetch_cold(ring, id, &frame, &delivered, sink))
+    }
+
+    fn fetch_cold(
+        &mut self,
+        ring: &Ring,
+        id: PartitionId,
+        frame: &FrameRef,
+        delivered: &Delivered,
+        sink: &mut dyn FnMut(&Delivered, &[u8]),
+    ) -> Step {
+        let Some(segment) = self.log.segment_at(frame.lsn) else {
+            return Step::Damaged(frame.end_offset());
+        };
+        let place = FilePlace {
+            file: self.log.slots()[segment.slot].file,
+            segment: segment.facts.seq,
+            position: segment.facts.position(frame.lsn),
+            len: frame.len as usize,
+        };
+        let mut bytes = Vec::with_capacity(place.len);
+        match self.gather(ring, &place, &mut bytes) {
+            Ok(true) => {}
+            Ok(false) => return Step::Cold,
+            Err(_) => return Step::Damaged(frame.end_offset()),
+        }
+        // C3: the index only says where to look.
+        let good = Frame::parse(&bytes).is_ok_and(|found| {
+            found.header.partition() == id
+                && found.header.base_offset() == frame.first_offset
+                && found.bytes.len() == bytes.len()
+                && found.verify_payload().is_ok()
+        });
+        if !good {
+            return Step::Damaged(frame.end_offset());
+        }
+        sink(delivered, &bytes);
+        self.stats.cold_frames += 1;
+        Step::Taken(frame.end_offset())
+    }
+
+    /// Collects bytes of a file from cold pages. `false`: some are still to come.
+    fn gather(&mut self, ring: &Ring, place: &FilePlace, out: &mut Vec<u8>) -> Result<bool, Errno> {
+        let page_size = COLD_PAGE_SIZE as u64;
+        let end = place.position + place.len as u64;
+        let (first, last) = (place.position / page_size, (end - 1) / page_size);
+        let mut complete = true;
+        for page in first..=last {
+            let key = PageKey { file: place.file, segment: place.segment, page: page as u32 };
+            let from = place.position.max(page * page_size) - page * page_size;
+            let to = end.min((page + 1) * page_size) - page * page_size;
+            match self.cold.look(key, to as usize) {
+                Look::Here(range) => {
+                    let page_bytes = ring.memory.bytes(range);
+                    out.extend_from_slice(&page_bytes[from as usize..to as usize]);
+                }
+                Look::Coming => complete = false,
+                Look::Failed(error) => return Err(error),
+            }
+        }
+        if first > 0 {
+            // Whoever has read the page before goes forward.
+            let before = PageKey { file: place.file, segment: place.segment, page: first as u32 - 1 };
+            if self.cold.knows(before) && self.read_ahead_is_useful(place, last) {
+                for ahead in 1..READ_AHEAD {
+                    let page = last as u32 + ahead;
+                    if self.page_is_in_log(place, page) {
+                        self.cold.want(PageKey { page, ..before });
+                    }
+                }
+            }
+        }
+        Ok(complete)
+    }
+
+    fn read_ahead_is_useful(&self, place: &FilePlace, last: u64) -> bool {
+        let next = PageKey { file: place.file, segment: place.segment, page: last as u32 + 1 };
+        !self.cold.knows(next)
+    }
+
+    fn page_is_in_log(&self, place: &FilePlace, page: u32) -> bool {
+        let start = u64::from(page) * COLD_PAGE_SIZE as u64;
+        self.log.segment(place.segment).is_some_and(|segment| {
+            self.log.slots()[segment.slot].file == place.file
+                && segment.facts.base.plus(start) < segment.end.min(self.log.durable())
+        })
+    }
+
+    /// The last entry of the partition in a sidecar, from entry `first` on, for which `before` holds.
+    fn find_entry(
+        &mut self,
+        ring: &Ring,
+        segment: SegmentSeq,
+        first: u32,
+        id: PartitionId,
+        before: impl Fn(&IndexEntry) -> bool,
+    ) -> Index<(IndexEntry, ringmq_format::Lsn)> {
+        let Some((facts, file, entries)) = self.log.segment(segment).and_then(|segment: &Segment| {
+            segment.sidecar.map(|(file, entries)| (segment.facts, file, entries))
+        }) else {
+            return Index::Damaged;
+        };
+        let holds = |entry: &IndexEntry| PartitionId(entry.partition.get()) == id && before(entry);
+        // Binary search over [low, high): `holds` is true below some point and false from there on.
+        let (mut low, mut high) = (first, entries);
+        let mut best = None;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let block = middle / BLOCK_ENTRIES as u32;
+            let position = BLOCK_SIZE as u64 * (1 + u64::from(block));
+            let key = PageKey { file, segment, page: (position / COLD_PAGE_SIZE as u64) as u32 };
+            let in_page = (position % COLD_PAGE_SIZE as u64) as usize;
+            let range = match self.cold.look(key, in_page + BLOCK_SIZE) {
+                Look::Here(range) => range,
+                Look::Coming => return Index::Coming,
+                Look::Failed(_) => return Index::Damaged,
+            };
+            let bytes = &ring.memory.bytes(range)[in_page..];
+            let Ok(found) = parse_block(bytes, facts.seq, facts.incarnation, block) else {
+                return Index::Damaged;
+            };
+            // Everything that this block can decide, at once.
+            let block_start = block * BLOCK_ENTRIES as u32;
+            let from = low.max(block_start) - block_start;
+            let to = (high.min(block_start + found.len() as u32)).saturating_sub(block_start);
+            let Some(slice) = found.get(from as usize..to as usize).filter(|slice| !slice.is_empty()) else {
+                return Index::Damaged;
+            };
+            let true_count = slice.partition_point(&holds) as u32;
+            if true_count > 0 {
+                best = Some(slice[true_count as usize - 1]);
+            }
+            if true_count == to - from {
+                low = block_start + to;
+            } else if true_count == 0 {
+                high = block_start + from;
+            } else {
+                break;
+            }
+        }
+        match best {
+            Some(entry) => Index::Found((entry, facts.base)),
+            None => Index::Damaged,
+        }
+    }
+
+    /// First offset behind the partition's frames of a segment.
+    fn end_of_segment(&self, id: PartitionId, segment: SegmentSeq) -> Offset {
+        let Some(partition) = self.partition(id) else { return Offset(0) };
+        let refs = partition.segments();
+        let index = refs.partition_point(|known| u64::from(known.segment.get()) <= segment.0);
+        match refs.get(index) {
+            Some(next) => Offset(next.first_offset.get()),
+            None => {
+                partition.first_frame_since(i64::MIN).map_or(partition.visible(), |frame| frame.first_offset)
+            }
+        }
+    }
+
+    /// First offset appended at or after a time.
+    pub fn offset_at_time(&mut self, ring: &Ring, id: PartitionId, time_ms: i64) -> TimeLookup {
+        let Some(partition) = self.partition(id) else { return TimeLookup::UnknownPartition };
+        let visible = partition.visible();
+        let in_ram = partition.first_frame_since(i64::MIN).map(|frame| frame.first_offset);
+        let refs: Vec<_> = partition.segments().to_vec();
+        for reference in refs {
+            if in_ram.is_some_and(|first| first.0 <= reference.first_offset.get()) {
+                break; // its frames are still in RAM
+            }
+            let seq = SegmentSeq(u64::from(reference.segment.get()));
+            if self.log.segment(seq).is_none_or(|segment| segment.last_time < time_ms) {
+                continue;
+            }
+            let first = reference.entry.get();
+            match self.find_entry(ring, seq, first, id, |entry| entry.timestamp.get() < time_ms) {
+                Index::Coming => return TimeLookup::Cold,
+                // No entry is older: the first one is it.
+                Index::Damaged => match self.find_entry(ring, seq, first, id, |_| true) {
+                    Index::Found(_) => {
+                        return TimeLookup::At(Offset(reference.first_offset.get()), time_ms);
+                    }
+                    Index::Coming => return TimeLookup::Cold,
+                    Index::Damaged => return TimeLookup::Damaged,
+                },
+                Index::Found((older, _)) => {
+                    let next = older.end_offset();
+                    // The frame behind it may already be in the next segment or in RAM, which is as good.
+                    if next < self.end_of_segment(id, seq) {
+                        return TimeLookup::At(next, time_ms);
+                    }
+                }
+            }
+        }
+        let Some(partition) = self.partition(id) else { return TimeLookup::UnknownPartition };
+        match partition.first_frame_since(time_ms) {
+            Some(frame) if frame.first_offset < visible => {
+                TimeLookup::At(frame.first_offset, frame.timestamp)
+            }
+            _ => TimeLookup::At(visible, time_ms),
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! Everything that one core owns: its log, its partitions, its catalogue, and the background work between them.
+//!
+//! The owner of the ring calls [`Shard::complete`] for every completion of an engine room, then [`Shard::turn`]
+//! once, then sleeps until [`Shard::deadline`].
+//!
+//! Invariants  H1  Nothing is acknowledged and nothing is shown before `durable` has passed it.
+//!             H2  Background writes are kept back while groups are in flight.
+//!             H3  A segment is retired only when two checkpoints cover it.
+//! Ignorant of connections, requests and other shards.
+
+mod checkpoint;
+mod fetch;
+mod replay;
+mod sidecars;
+
+use crate::catalogue::Catalogue;
+use crate::log::arena::ARENA_SIZE_MIN;
+use crate::log::{Log, LogOptions, LogStats, Poison, Refused, room};
+use crate::partition::Partition;
+use crate::partition::producers::{Original, Verdict};
+use crate::planted::Planted;
+use crate::reader::{COLD_SIZE_MIN, ColdCache};
+use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
+use crate::ring::{Completion, Ring};
+use checkpoint::Checkpointing;
+pub use fetch::{Delivered, Fetched, TimeLookup};
+use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::corruption::Corruption;
+use ringmq_format::frame::{Frame, FrameKind, encode};
+use ringmq_format::limits::{FRAME_HEADER_SIZE, frame_size_max};
+use ringmq_format::record::Payload;
+use ringmq_format::superblock::Durability;
+use ringmq_format::{Lsn, Offset, PartitionId, ShardId};
+use sidecars::SidecarJob;
+use std::path::PathBuf;
+
+/// Smallest memory budget of a shard: its log arena and its cold arena.
+pub const MEMORY_MIN: usize = ARENA_SIZE_MIN + COLD_SIZE_MIN;
+/// How often retention is looked at, and at most one segment is given up for its age.
+const RETENTION_PERIOD_US: u64 = 1_000_000;
+
+/// How a shard is opened.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// The shard's directory.
+    pub directory: PathBuf,
+    /// Which shard.
+    pub shard: ShardId,
+    /// Shards of the data directory.
+    pub shards: u16,
+    /// The data directory's name.
+    pub node_id: u128,
+    /// Bytes for log arena and cold arena together.
+    pub memory: usize,
+    /// Largest capacity of a slot.
+    pub segment_size: u64,
+    /// Bytes that all slots of this shard together may have.
+    pub disk_limit: Option<u64>,
+    /// Segments whose newest record is older are given up.
+    pub retain_time_ms: Option<u64>,
+    /// The oldest segments are given up while the shard keeps more bytes than this.
+    pub retain_size: Option<u64>,
+    /// The durability call of a new shard; `None` measures.
+    pub durability: Option<Durability>,
+    /// A bug planted by a test.
+    pub planted: Planted,
+}
+
+/// A frame that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of its first record.
+    pub base_offset: Offset,
+    /// Append time, Unix milliseconds.
+    pub timestamp: i64,
+    /// The answer may go when `durable` has reached this.
+    pub durable_at: Lsn,
+    /// The frame had been taken before.
+    pub duplicate: bool,
+}
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendError {
+    /// Again after the next completion: the input has to wait.
+    Busy,
+    /// The disk budget is reached.
+    DiskFull,
+    /// The log is poisoned.
+    Poisoned,
+    /// No such partition on this shard.
+    UnknownPartition,
+    /// Larger than this directory's segments allow.
+    TooLarge,
+    /// Not a frame of records, or its table makes no sense.
+    Invalid(Corruption),
+    /// The payload's checksum differs.
+    PayloadCrc,
+    /// Taken before, and its offset is forgotten.
+    DuplicateUnknownOffset,
+    /// A gap in the producer's sequence.
+    OutOfOrder {
+        /// The sequence that was expected.
+        expected: u32,
+    },
+    /// A newer epoch of the producer is known.
+    Fenced,
+    /// Nothing is remembered of the producer, and it is not at its beginning.
+    ProducerUnknown,
+}
+
+/// Where a partition begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First offset that is kept.
+    pub start: Offset,
+    /// Consumers may read below it.
+    pub visible: Offset,
+}
+
+/// Stages of a clean stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    Draining,
+    Checkpointing,
+    Naming,
+    Stopped,
+}
+
+/// Counts for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// The log's.
+    pub log: LogStats,
+    /// Records appended.
+    pub records: u64,
+    /// Bytes of frames appended.
+    pub frame_bytes: u64,
+    /// Frames served from the arena.
+    pub tail_frames: u64,
+    /// Frames served from the disk.
+    pub cold_frames: u64,
+    /// Page reads.
+    pub cold_reads: u64,
+    /// Checkpoints named.
+    pub checkpoints: u64,
+    /// Frames that could not be served because they are damaged.
+    pub damaged: u64,
+}
+
+/// One core's storage.
+#[derive(Debug)]
+pub struct Shard {
+    options: ShardOptions,
+    log: Log,
+    cold: ColdCache,
+    /// By `id / shards`.
+    partitions: Vec<Option<Partition>>,
+    catalogue: Catalogue,
+    sidecar: Option<SidecarJob>,
+    checkpointing: Checkpointing,
+    stopping: Stopping,
+    retention_at_us: u64,
+    wants_checkpoint: bool,
+    stats: ShardStats,
+    visible_scratch: Vec<(u32, Offset)>,
+    moved: Vec<PartitionId>,
+}
+
+impl Shard {
+    /// Opens a shard: recovery, blocking, then ready for `turn`. `progress` is told bytes read and bytes at most.
+    pub fn open(
+        ring: &mut Ring,
+        options: ShardOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let open_options = OpenOptions {
+            directory: options.directory.clone(),
+            shard: options.shard,
+            node_id: options.node_id,
+            segment_size: options.segment_size,
+            durability: options.durability,
+            planted: options.planted,
+        };
+        let mut replay = replay::Replay::new(options.shard, options.shards, progress);
+        let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
+        let replay::Replayed { mut partitions, catalogue } = replay.finish();
+        let log_start_seq = start.superblock.log_start_seq;
+        for partition in partitions.iter_mut().flatten() {
+            // A checkpoint may still speak of segments that were retired after it.
+            partition.retire(ringmq_format::SegmentSeq(log_start_seq.0.saturating_sub(1)), Lsn(0));
+            partition.settle();
+        }
+        let covered = start.superblock.checkpoint.map_or((0, 0), |(_, sequence)| {
+            let scanned = start.segments.iter().find(|segment| segment.sidecar.is_none());
+            (sequence, scanned.map_or(0, |segment| segment.facts.seq.0))
+        });
+        let log_options = LogOptions {
+            directory: options.directory.clone(),
+            shard: options.shard,
+            node_id: options.node_id,
+            arena_size: options.memory.saturating_sub(options.memory / 3).max(ARENA_SIZE_MIN),
+            segment_size: options.segment_size,
+            disk_limit: options.disk_limit,
+            planted: options.planted,
+        };
+        let log = Log::new(ring, log_options, start).ok_or(OpenError::NoMemory)?;
+        let cold = ColdCache::new(ring, options.memory / 3).ok_or(OpenError::NoMemory)?;
+        let shard = Self {
+            options,
+            log,
+            cold,
+            partitions,
+            catalogue,
+            sidecar: None,
+            checkpointing: Checkpointing::after(covered.0, covered.1),
+            stopping: Stopping::No,
+            retention_at_us: 0,
+            wants_checkpoint: false,
+            stats: ShardStats::default(),
+            visible_scratch: Vec::new(),
+            moved: Vec::new(),
+        };
+        Ok((shard, report))
+    }
+
+    /// The RECOVERY group is durable: requests may be served.
+    pub fn is_ready(&self) -> bool {
+        self.log.is_ready()
+    }
+
+    /// Everything below is on the medium.
+    pub fn durable(&self) -> Lsn {
+        self.log.durable()
+    }
+
+    /// Why nothing becomes durable any more.
+    pub fn poisoned(&self) -> Option<Poison> {
+        self.log.poisoned()
+    }
+
+    /// The log, for reports.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The topics that this shard knows.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> ShardStats {
+        ShardStats { log: self.log.stats(), cold_reads: self.cold.reads(), ..self.stats }
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &ShardOptions {
+        &self.options
+    }
+
+    /// Changes retention while it runs.
+    pub fn set_retention(&mut self, time_ms: Option<u64>, size: Option<u64>) {
+        self.options.retain_time_ms = time_ms;
+        self.options.retain_size = size;
+    }
+
+    fn index(&self, partition: PartitionId) -> usize {
+        partition.0 as usize / usize::from(self.options.shards)
+    }
+
+    fn partition(&self, id: PartitionId) -> Option<&Partition> {
+        self.partitions.get(self.index(id))?.as_ref().filter(|partition| partition.id() == id)
+    }
+
+    /// Where a partition begins and ends; `None` if it is not here.
+    pub fn extent(&self, id: PartitionId) -> Option<Extent> {
+        let partition = self.partition(id)?;
+        Some(Extent { start: partition.start(), visible: partition.visible() })
+    }
+
+    /// Appends a producer's frame. `frame` is whole and its header was parsed (F1 to F5).
+    pub fn append(
+        &mut self,
+        ring: &mut Ring,
+        id: PartitionId,
+        frame: &Frame<'_>,
+    ) -> Result<Appended, AppendError> {
+        if self.stopping != Stopping::No {
+            return Err(AppendError::Busy);
+        }
+        let index = self.index(id);
+        let Some(partition) =
+            self.partitions.get_mut(index).and_then(Option::as_mut).filter(|partition| partition.id() == id)
+        else {
+            return Err(AppendError::UnknownPartition);
+        };
+        match partition.producers.judge(frame.header) {
+            Verdict::Append => {}
+            Verdict::Duplicate(original) => {
+                return Ok(Appended {
+                    base_offset: original.base_offset,
+                    timestamp: original.timestamp,
+                    durable_at: original.end_lsn,
+                    duplicate: true,
+                });
+            }
+            Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
+            Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
+            Verdict::Fenced => return Err(AppendError::Fenced),
+            Verdict::Unknown => return Err(AppendError::ProducerUnknown),
+        }
+        if self.log.is_disk_full() {
+            return Err(AppendError::DiskFull);
+        }
+        check_frame(frame, self.options.segment_size)?;
+        let mut header = *frame.header;
+        let base_offset = partition.next();
+        let timestamp = partition.stamp(ring.now().wall_ms);
+        header.aux = 0.into();
+        header.stamp(id, base_offset, timestamp);
+        let touched = Some((index as u32, header.end_offset()));
+        let lsn = self.log.append(ring, &header, frame.bytes, touched).map_err(|refused| match refused {
+            Refused::Busy => AppendError::Busy,
+            Refused::DiskFull => AppendError::DiskFull,
+            Refused::Poisoned => AppendError::Poisoned,
+            Refused::PayloadCrc => AppendError::PayloadCrc,
+        })?;
+        let durable_at = lsn.plus(frame.bytes.len() as u64);
+        partition.push(&header, lsn);
+        partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
+        self.stats.records += u64::from(header.count.get());
+        self.stats.frame_bytes += frame.bytes.len() as u64;
+        Ok(Appended { base_offset, timestamp, durable_at, duplicate: false })
+    }
+
+    /// Logs a topic, made or deleted, and enters it. Answers where it is durable.
+    pub fn append_topic(&mut self, ring: &mut Ring, entry: &TopicEntry) -> Result<Lsn, AppendError> {
+        let mut payload = Vec::new();
+        entry.encode(&mut payload);
+        let bytes = encode(FrameKind::Topic, 1, &payload);
+        let Ok(frame) = Frame::parse(&bytes) else { panic!("a frame just encoded does not parse") };
+        let lsn = self.log.append(ring, frame.header, &bytes, None).map_err(|refused| match refused {
+            Refused::Busy | Refused::PayloadCrc => AppendError::Busy,
+            Refused::DiskFull => AppendError::DiskFull,
+            Refused::Poisoned => AppendError::Poisoned,
+        })?;
+        replay::enter_topic(
+            &mut self.catalogue,
+            &mut self.partitions,
+            self.options.shard,
+            self.options.shards,
+            entry.clone(),
+        );
+        Ok(lsn.plus(bytes.len() as u64))
+    }
+
+    /// Takes a completion of an engine room.
+    pub fn complete(&mut self, ring: &mut Ring, completion: &Completion) {
+        match completion.token.room {
+            room::SIDECAR => self.complete_sidecar(ring, completion.result),
+            room::CHECKPOINT => self.complete_checkpoint(ring, completion.result),
+            room::COLD => self.cold.complete(completion),
+            _ => self.log.complete(ring, completion),
+        }
+    }
+
+    /// The end of a tick.
+    pub fn turn(&mut self, ring: &mut Ring) {
+        self.log.turn(ring);
+        self.turn_visible();
+        self.turn_cold(ring);
+        if self.log.poisoned().is_some() {
+            return;
+        }
+        self.turn_sidecar(ring);
+        self.turn_checkpoint(ring);
+        self.turn_retention(ring);
+        self.turn_stop();
+    }
+
+    /// Consumers see what became durable (H1).
+    fn turn_visible(&mut self) {
+        self.log.take_visible(&mut self.visible_scratch);
+        for (index, end) in self.visible_scratch.drain(..) {
+            if let Some(Some(partition)) = self.partitions.get_mut(index as usize)
+                && end > partition.visible()
+            {
+                partition.set_visible(end);
+                self.moved.push(partition.id());
+            }
+        }
+    }
+
+    fn turn_cold(&mut self, ring: &mut Ring) {
+        let log = &self.log;
+        let durable = |key: &crate::reader::PageKey| match log.segment(key.segment) {
+            Some(segment) if !segment.sealed && log.slots()[segment.slot].file == key.file => {
+                log.durable().0.saturating_sub(segment.facts.base.0)
+            }
+            _ => u64::MAX,
+        };
+        self.cold.turn(ring, log.has_flights(), &durable);
+    }
+
+    /// Moves the partitions whose visible end has moved to `out`; some may be named twice.
+    pub fn take_moved(&mut self, out: &mut Vec<PartitionId>) {
+        out.append(&mut self.moved);
+    }
+
+    /// A page that fetches were parked for has come.
+    pub fn take_cold_progress(&mut self) -> bool {
+        self.cold.take_progress()
+    }
+
+    /// When `turn` wants to be called though nothing has completed.
+    pub fn deadline(&self) -> Option<u64> {
+        let retention = (self.options.retain_time_ms.is_some() || self.options.retain_size.is_some())
+            .then_some(self.retention_at_us);
+        self.log.deadline().into_iter().chain(retention).min()
+    }
+
+    /// More is to be done than what completions will bring: `turn` again without sleeping.
+    pub fn has_work(&self) -> bool {
+        self.checkpointing.is_capturing()
+    }
+
+    // -- retention -----------------------------------------------------------------------------------------
+
+    fn turn_retention(&mut self, ring: &mut Ring) {
+        let now = ring.now();
+        if now.mono_us < self.retention_at_us || self.stopping != Stopping::No {
+            return;
+        }
+        self.retention_at_us = now.mono_us + RETENTION_PERIOD_US;
+        let by_age = self.oldest_has_expired(now.wall_ms);
+        loop {
+            let kept: u64 = self.log.segments().iter().map(|segment| segment.facts.capacity).sum();
+            let by_size = self.options.retain_size.is_some_and(|size| kept > size);
+            if !(by_size || by_age) || self.log.segments().len() < 2 {
+                return;
+            }
+            let Some(oldest) = self.log.segments().front() else { return };
+            if oldest.facts.seq.0 >= self.checkpointing.covered() || oldest.sidecar.is_none() {
+                self.wants_checkpoint = true; // H3
+                return;
+            }
+            let Some(segment) = self.log.retire_oldest() else { return };
+            let kept_from = self.log.segments().front().map_or(segment.end, |next| next.facts.base);
+            for partition in self.partitions.iter_mut().flatten() {
+                partition.retire(segment.facts.seq, kept_from);
+            }
+            if by_age && !by_size {
+                return; // one a period: a clock that jumps ahead empties nothing at once
+            }
+        }
+    }
+
+    fn oldest_has_expired(&self, now_ms: i64) -> bool {
+        let (Some(retain), Some(oldest)) = (self.options.retain_time_ms, self.log.segments().front()) else {
+            return false;
+        };
+        let newest = oldest.last_time.max(oldest.facts.created_ms);
+        oldest.sealed && now_ms.saturating_sub(newest) > i64::try_from(retain).unwrap_or(i64::MAX)
+    }
+
+    // -- stop ----------------------------------------------------------------------------------------------
+
+    /// Begins a clean stop: takes nothing more, makes durable what was taken, writes a checkpoint with which the
+    /// next start has nothing to read.
+    pub fn begin_stop(&mut self) {
+        if self.stopping == Stopping::No {
+            self.stopping = Stopping::Draining;
+        }
+    }
+
+    /// The stop is complete (or the log is poisoned and there is nothing more to do).
+    pub fn is_stopped(&self) -> bool {
+        self.stopping == Stopping::Stopped || (self.stopping != Stopping::No && self.log.poisoned().is_some())
+    }
+
+    fn turn_stop(&mut self) {
+        self.stopping = match self.stopping {
+            Stopping::Draining if self.log.is_quiet() && self.log.is_ready() && self.sidecars_are_done() => {
+                if self.log.segments().is_empty() {
+                    Stopping::Checkpointing
+                } else if self.checkpointing.is_idle() {
+                    self.begin_checkpoint(true);
+                    Stopping::Checkpointing
+                } else {
+                    Stopping::Draining
+                }
+            }
+            Stopping::Checkpointing if self.checkpointing.is_idle() && self.log.is_quiet() => {
+                let durable = self.log.durable();
+                self.log.update_superblock(|superblock| {
+                    superblock.clean = true;
+                    superblock.durable_lsn = superblock.durable_lsn.max(durable);
+                });
+                Stopping::Naming
+            }
+            Stopping::Naming if self.log.superblock_settled() => Stopping::Stopped,
+            other => other,
+        };
+    }
+}
+
+/// A frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
+fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
+    let header = frame.header;
+    let invalid = |field, found: u64| {
+        let damage = ringmq_format::Damage::Field;
+        AppendError::Invalid(Corruption::new("frame", field, damage, 0, found))
+    };
+    if frame.bytes.len() > frame_size_max(segment_size) {
+        return Err(AppendError::TooLarge);
+    }
+    if header.kind() != FrameKind::Data {
+        return Err(invalid("kind", u64::from(header.kind)));
+    }
+    if header.count.get() == 0 {
+        return Err(invalid("count", 0));
+    }
+    if header.extension_len.get() != 0 {
+        return Err(invalid("extension_len", u64::from(header.extension_len.get())));
+    }
+    debug_assert!(frame.bytes.len() >= FRAME_HEADER_SIZE);
+    Payload::parse(frame).map(drop).map_err(AppendError::Invalid)
+}

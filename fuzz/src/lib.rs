@@ -1,0 +1,249 @@
+//! Bodies of the fuzz targets, as functions, so that the corpora replay on any toolchain without libFuzzer.
+//!
+//! Checksums stand in a fuzzer's way: almost every mutated input would end at the first one. The first byte of an
+//! input therefore chooses what is repaired before parsing ([`Repair`]), and both the checks and what lies behind
+//! them are reached.
+//!
+//! Each body asserts more than "no panic": what parses must encode to the same bytes or read back as the same
+//! values.
+
+pub mod seeds;
+
+use ringmq_format::checksum::crc32c;
+use ringmq_format::frame::{Codec, Frame, FrameHeader, FrameKind, encode, frames};
+use ringmq_format::limits::{FRAME_ALIGN, FRAME_HEADER_SIZE, FRAME_RECORDS_MAX, FRAME_SIZE_MAX};
+use ringmq_format::record::{FrameBuilder, Payload, ProducerStamp, Record, properties};
+use ringmq_protocol::{
+    FetchEntryHeader, HEADER_SIZE, Header, Op, Request, Response, decode_request, decode_response, entries,
+    limits,
+};
+use std::mem::offset_of;
+
+/// What is put right in an input before it is parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: the input as it came.
+    None,
+    /// Checksums.
+    Checksums,
+    /// Checksums and lengths.
+    Lengths,
+}
+
+impl Repair {
+    /// Chosen by the first byte of an input.
+    pub fn split(data: &[u8]) -> Option<(Self, &[u8])> {
+        let (first, rest) = data.split_first()?;
+        let repair = match first % 3 {
+            0 => Self::None,
+            1 => Self::Checksums,
+            _ => Self::Lengths,
+        };
+        Some((repair, rest))
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// A stream of messages, as a server and as a client would take it.
+pub fn protocol_decode(data: &[u8]) {
+    let Some((repair, rest)) = Repair::split(data) else { return };
+    let mut bytes = rest.to_vec();
+    let mut at = 0;
+    // A server takes messages one behind the other until one cannot be followed.
+    while bytes.len() - at >= HEADER_SIZE {
+        repair_message(&mut bytes[at..], repair);
+        let Ok(header) = Header::parse(&bytes[at..], limits::RESPONSE_SIZE_MAX) else { return };
+        let header = *header;
+        let Some(message) = bytes[at..].get(HEADER_SIZE..header.message_len()) else { return };
+        let (fields, behind) = message.split_at(header.fields_len());
+        assert_eq!(behind.len(), header.frames_len());
+        request(&header, fields, &bytes[at..at + HEADER_SIZE], behind);
+        response(&header, fields, &bytes[at..at + HEADER_SIZE], behind);
+        at += header.message_len();
+    }
+}
+
+fn repair_message(bytes: &mut [u8], repair: Repair) {
+    if repair == Repair::None {
+        return;
+    }
+    if repair == Repair::Lengths {
+        // All that is left is this message; the lower half of `aux` is kept, as far as it is possible.
+        let len = bytes.len() - HEADER_SIZE;
+        let aux = u16::from_le_bytes([bytes[20], bytes[21]]);
+        put(bytes, offset_of!(Header, len), len as u32);
+        put(bytes, offset_of!(Header, aux), u32::from(aux).min(len as u32));
+        bytes[offset_of!(Header, version)] = ringmq_protocol::PROTOCOL_VERSION;
+    }
+    let aux = u32::from_le_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]) as usize;
+    if let Some(fields) = bytes[HEADER_SIZE..].get(..aux) {
+        let crc = crc32c(fields);
+        put(bytes, offset_of!(Header, payload_crc), crc);
+    }
+    let crc = crc32c(&bytes[..HEADER_SIZE - 4]);
+    put(bytes, offset_of!(Header, header_crc), crc);
+}
+
+/// What a server understands says the same once encoded again.
+fn request(header: &Header, fields: &[u8], head: &[u8], behind: &[u8]) {
+    let request = match decode_request(header, fields) {
+        Ok(request) => request,
+        Err(refusal) => {
+            let mut answer = Vec::new();
+            refusal.encode(header, &mut answer);
+            let answered = Header::parse(&answer, limits::PRE_HELLO_SIZE_MAX);
+            assert!(answered.is_ok_and(|answered| answered.is_error()), "{refusal}");
+            return;
+        }
+    };
+    let mut again = Vec::new();
+    request.encode(header.correlation(), &mut again);
+    // HELLO and the like have no handle: what a client put there is not looked at.
+    if request.handle() == header.handle() {
+        assert_eq!(&again[..HEADER_SIZE], head, "{request:?}");
+    }
+    assert_eq!(&again[HEADER_SIZE..], fields, "{request:?}");
+    if let Request::Produce(produce) = request {
+        let mut end = 0;
+        for (slot, range) in produce.ranges() {
+            assert_eq!(range.len(), slot.len.get() as usize);
+            assert_eq!(range.start, end);
+            end = range.end;
+            let _ = Frame::parse(&behind[range]);
+        }
+        assert_eq!(end, behind.len());
+    }
+}
+
+/// What a client understands can be encoded, and then says the same.
+fn response(header: &Header, fields: &[u8], head: &[u8], behind: &[u8]) {
+    let Ok(response) = decode_response(header, fields) else { return };
+    match response {
+        Response::Fetched(_) | Response::Push(_) => fetched(behind),
+        Response::Error(_) => {}
+        response => {
+            let mut again = Vec::new();
+            response.encode(header.correlation(), header.handle(), &mut again);
+            let header = *Header::ref_first(&again);
+            let fields = &again[HEADER_SIZE..];
+            assert_eq!(header.op, head[offset_of!(Header, op)], "{response:?}");
+            assert_eq!(decode_response(&header, fields), Ok(response));
+        }
+    }
+}
+
+/// A header that this process has just written.
+trait RefFirst {
+    fn ref_first(bytes: &[u8]) -> &Header;
+}
+
+impl RefFirst for Header {
+    fn ref_first(bytes: &[u8]) -> &Header {
+        match Header::parse(bytes, limits::RESPONSE_SIZE_MAX) {
+            Ok(header) => header,
+            Err(e) => panic!("a header written here does not parse: {e}"),
+        }
+    }
+}
+
+fn fetched(behind: &[u8]) {
+    let mut walked = 0;
+    for entry in entries(behind) {
+        let Ok(entry) = entry else { return };
+        assert!(entry.header.end_offset() >= entry.header.base_offset.get());
+        let last = u64::from(entry.header.first_record.get()) + u64::from(entry.header.count.get());
+        assert!(last <= u64::from(entry.frame.header.count.get()));
+        walked += size_of::<FetchEntryHeader>() + entry.frame.bytes.len();
+        payload(&entry.frame);
+    }
+    assert_eq!(walked, behind.len());
+}
+
+/// Operations that carry entries; named here so that a seed can use them.
+pub const FETCH_OPS: [Op; 2] = [Op::Fetch, Op::Push];
+
+/// Frames one behind the other, with their records.
+pub fn frame_parse(data: &[u8]) {
+    let Some((repair, rest)) = Repair::split(data) else { return };
+    // Two implementations of the same polynomial.
+    assert_eq!(crc32c(rest), ::crc32c::crc32c(rest));
+    let mut bytes = rest.to_vec();
+    match repair {
+        Repair::None => {}
+        Repair::Checksums => repair_frames(&mut bytes),
+        // The whole input is the payload of one frame, whose count is the first two bytes.
+        Repair::Lengths => {
+            let Some((count, rest)) = rest.split_first_chunk::<2>() else { return };
+            let longest = FRAME_SIZE_MAX - FRAME_HEADER_SIZE;
+            let count = u32::from(u16::from_le_bytes(*count));
+            bytes = encode(FrameKind::Data, count, &rest[..rest.len().min(longest)]);
+        }
+    }
+    let mut walked = 0;
+    for frame in frames(&bytes) {
+        let Ok(frame) = frame else { return };
+        let header = frame.header;
+        assert_eq!(frame.bytes.len(), header.len());
+        assert!((FRAME_HEADER_SIZE..=FRAME_SIZE_MAX).contains(&header.len()));
+        assert!(header.len().is_multiple_of(FRAME_ALIGN));
+        assert!(header.count.get() as usize <= FRAME_RECORDS_MAX);
+        assert_eq!(FRAME_HEADER_SIZE + frame.extension().len() + frame.payload().len(), frame.bytes.len());
+        walked += frame.bytes.len();
+        payload(&frame);
+    }
+    assert_eq!(walked, bytes.len());
+}
+
+fn repair_frames(bytes: &mut [u8]) {
+    let mut at = 0;
+    while bytes.len() - at >= FRAME_HEADER_SIZE {
+        let rest = &mut bytes[at..];
+        let len = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        if let Some(body) = rest.get(FRAME_HEADER_SIZE..len) {
+            let crc = crc32c(body);
+            put(rest, offset_of!(FrameHeader, payload_crc), crc);
+        }
+        let crc = crc32c(&rest[..FRAME_HEADER_SIZE - 4]);
+        put(rest, offset_of!(FrameHeader, header_crc), crc);
+        if len < FRAME_HEADER_SIZE || len > rest.len() {
+            return;
+        }
+        at += len;
+    }
+}
+
+/// Records of a frame. If they are whole and uncompressed, a builder makes the same records of them.
+fn payload(frame: &Frame<'_>) {
+    let whole = frame.verify_payload().is_ok();
+    let Ok(payload) = Payload::parse(frame) else { return };
+    let entries: Vec<_> = payload.entries().collect();
+    assert_eq!(entries.len(), frame.header.count.get() as usize);
+    let raw: usize = entries.iter().map(|entry| entry.body_len).sum();
+    let blocks: Vec<_> = payload.blocks().collect();
+    assert_eq!(raw, blocks.iter().map(|block| block.0.raw_len.get() as usize).sum::<usize>());
+    if !whole || frame.header.codec() != Codec::None {
+        return;
+    }
+    let bodies: Vec<u8> = blocks.iter().flat_map(|block| block.1.iter().copied()).collect();
+    assert_eq!(raw, bodies.len());
+    let mut builder = FrameBuilder::new(payload.base_time_ms(), FRAME_SIZE_MAX);
+    let mut at = 0;
+    for entry in &entries {
+        let props: Vec<_> = properties(entry.properties).collect();
+        let body = &bodies[at..at + entry.body_len];
+        at += entry.body_len;
+        let record =
+            Record { key: entry.key, tag: entry.tag, properties: &props, time_ms: entry.time_ms, body };
+        // A frame at the limit may not fit again: this one has one block and perhaps shorter varints, never more.
+        if let Err(e) = builder.push(&record) {
+            panic!("a record that was parsed cannot be written: {e}");
+        }
+    }
+    let again = builder.finish(ProducerStamp::default(), Codec::None, &mut |_| None);
+    let Ok(again) = Frame::parse(&again) else { panic!("a frame that was built does not parse") };
+    let Ok(again) = Payload::parse(&again) else { panic!("a payload that was built does not parse") };
+    assert!(again.entries().eq(entries), "the same records");
+}

@@ -1,0 +1,72 @@
+//! `ringmq bench`: how fast this machine is at most, and how near the server comes.
+//!
+//! [`machine`] measures the floor without a server; [`produce`] and [`consume`] load one over the wire protocol
+//! and print their figures as ratios to it. All of them say how busy their own thread was: a generator at 100 %
+//! measured itself.
+
+mod consume;
+mod cpu;
+#[cfg(test)]
+mod fake_server;
+mod floor;
+mod latency;
+mod machine;
+mod produce;
+mod report;
+mod stamp;
+mod wire;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Measure the machine, or a server against it.
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Machine(machine::MachineArgs),
+    Produce(Box<produce::ProduceArgs>),
+    Consume(Box<consume::ConsumeArgs>),
+}
+
+/// It was tried and failed.
+const EXIT_FAILED: u8 = 1;
+/// It could not be tried, because it was asked for wrongly.
+const EXIT_WRONG_USE: u8 = 2;
+
+/// Runs one bench; prints its report on stdout and, if it failed, why on stderr.
+pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
+    let wrong_use = match &args.command {
+        Command::Machine(_) => Ok(()),
+        Command::Produce(args) => args.check(),
+        Command::Consume(args) => args.check(),
+    };
+    let result = wrong_use.map_err(|why| (why, EXIT_WRONG_USE)).and_then(|()| {
+        match &args.command {
+            Command::Machine(args) => machine::run(args, json),
+            Command::Produce(args) => produce::run(args, json),
+            Command::Consume(args) => consume::run(args, json),
+        }
+        .map_err(|why| (why, EXIT_FAILED))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((why, code)) => {
+            if json {
+                eprintln!("{}", serde_json::json!({"error": why, "exit_code": code}));
+            } else {
+                eprintln!("error: {why}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Prints to stdout; a reader that has gone away is no failure.
+fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

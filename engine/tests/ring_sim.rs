@@ -503,14 +503,14 @@ fn power_goes_off_inside_run_at_each_event() {
         let mut ring = world.ring(NODE);
         world.crash_at(NODE, event);
         let mut done = 0;
-        let steps: [&dyn Fn(&mut Ring) -> Result<u32, Errno>; 4] = [
-            &|ring| ring.run(Op::Open { path: FILE.into(), create: true }),
-            &|ring| ring.run(Op::Allocate { file: FileId(0), len: 4096 }),
-            &|ring| ring.run(Op::SyncAll { file: FileId(0) }),
-            &|ring| ring.run(Op::SyncDir { path: "/data".into() }),
+        let ops = [
+            Op::Open { path: FILE.into(), create: true },
+            Op::Allocate { file: FileId(0), len: 4096 },
+            Op::SyncAll { file: FileId(0) },
+            Op::SyncDir { path: "/data".into() },
         ];
-        for step in steps {
-            match step(&mut ring) {
+        for op in ops {
+            match ring.run(op) {
                 Ok(_) => done += 1,
                 Err(error) => assert_eq!(error, Errno::POWER_OFF),
             }
@@ -1017,4 +1017,24 @@ fn a_crash_cycle_of_a_small_log_costs_microseconds() {
     let each = before.elapsed().as_micros() as u64 / cycles;
     eprintln!("{each} us for each crash cycle, {torn} of {cycles} with garbage");
     assert!(torn > 0 && each < 20_000, "{each} us");
+}
+
+#[test]
+fn two_writes_of_one_place_at_one_time_may_mix() {
+    let mut outcomes = [0, 0, 0];
+    for seed in 0..100 {
+        let world = World::new(seed, SimConfig::default());
+        let mut ring = world.ring(NODE);
+        let file = durable_file(&mut ring, FILE, 4);
+        for (slot, byte) in [(1, 1), (2, 2)] {
+            let from = filled(&mut ring, 2, byte);
+            ring.submit(token(slot), write(file, from, 0));
+        }
+        reap(&world, &mut ring, 2);
+        let bytes = world.peek(NODE, FILE, 0, 2 * PAGE).unwrap();
+        let ones = bytes.iter().filter(|&&byte| byte == 1).count();
+        assert_eq!(bytes.iter().filter(|&&byte| byte == 2).count(), bytes.len() - ones, "one or the other");
+        outcomes[usize::from(ones > 0) + usize::from(ones == bytes.len())] += 1;
+    }
+    assert!(outcomes[1] > 50, "{outcomes:?}");
 }

@@ -9,12 +9,21 @@
 
 pub mod seeds;
 
-use ringmq_format::checksum::crc32c;
+use ringmq_engine::planted::Planted;
+use ringmq_engine::recovery::decide::Finding;
+use ringmq_engine::recovery::scan::{ScanPoint, examine, highest_witness};
+use ringmq_format::checksum::{crc32c, crc32c_seeded};
 use ringmq_format::frame::{Codec, Frame, FrameHeader, FrameKind, encode, frames};
-use ringmq_format::limits::{FRAME_ALIGN, FRAME_HEADER_SIZE, FRAME_RECORDS_MAX, FRAME_SIZE_MAX};
+use ringmq_format::group::{BodyCrc, GROUP_MAGIC, GroupHeader, group_frames};
+use ringmq_format::limits::{
+    BLOCK_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, FRAME_RECORDS_MAX, FRAME_SIZE_MAX, GROUP_HEADER_SIZE,
+    SEGMENT_HEADER_SIZE,
+};
 use ringmq_format::record::{FrameBuilder, Payload, ProducerStamp, Record, properties};
+use ringmq_format::segment::SegmentFacts;
+use ringmq_format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
 use ringmq_protocol::{
-    FetchEntryHeader, HEADER_SIZE, Header, Op, Request, Response, decode_request, decode_response, entries,
+    FetchEntryHeader, HEADER_SIZE, Header, Request, Response, decode_request, decode_response, entries,
     limits,
 };
 use std::mem::offset_of;
@@ -127,7 +136,7 @@ fn response(header: &Header, fields: &[u8], head: &[u8], behind: &[u8]) {
         response => {
             let mut again = Vec::new();
             response.encode(header.correlation(), header.handle(), &mut again);
-            let header = *Header::ref_first(&again);
+            let header = written(&again);
             let fields = &again[HEADER_SIZE..];
             assert_eq!(header.op, head[offset_of!(Header, op)], "{response:?}");
             assert_eq!(decode_response(&header, fields), Ok(response));
@@ -135,17 +144,11 @@ fn response(header: &Header, fields: &[u8], head: &[u8], behind: &[u8]) {
     }
 }
 
-/// A header that this process has just written.
-trait RefFirst {
-    fn ref_first(bytes: &[u8]) -> &Header;
-}
-
-impl RefFirst for Header {
-    fn ref_first(bytes: &[u8]) -> &Header {
-        match Header::parse(bytes, limits::RESPONSE_SIZE_MAX) {
-            Ok(header) => header,
-            Err(e) => panic!("a header written here does not parse: {e}"),
-        }
+/// The header of a message that was encoded here.
+fn written(bytes: &[u8]) -> Header {
+    match Header::parse(bytes, limits::RESPONSE_SIZE_MAX) {
+        Ok(header) => *header,
+        Err(e) => panic!("a header that was encoded does not parse: {e}"),
     }
 }
 
@@ -161,9 +164,6 @@ fn fetched(behind: &[u8]) {
     }
     assert_eq!(walked, behind.len());
 }
-
-/// Operations that carry entries; named here so that a seed can use them.
-pub const FETCH_OPS: [Op; 2] = [Op::Fetch, Op::Push];
 
 /// Frames one behind the other, with their records.
 pub fn frame_parse(data: &[u8]) {
@@ -213,6 +213,111 @@ fn repair_frames(bytes: &mut [u8]) {
         }
         at += len;
     }
+}
+
+/// The segment that [`segment_scan`] reads.
+pub const SEGMENT: SegmentFacts = SegmentFacts {
+    shard: ShardId(0),
+    slot: SlotId(0),
+    seq: SegmentSeq(5),
+    incarnation: 0x1357_9bdf_0246_8ace,
+    base: Lsn(64 << 20),
+    previous_seq: SegmentSeq(4),
+    previous_chain: 77,
+    capacity: 8 << 20,
+    created_ms: 0,
+    node_id: 9,
+    epoch: Epoch(3),
+};
+
+/// A segment behind its header, as recovery reads it: group by group to the first that is not whole, then a search
+/// for a witness. An input is chunks of `length u16, bytes`, each put at the start of a block and padded with zeros,
+/// so that inputs stay small.
+pub fn segment_scan(data: &[u8]) {
+    let Some((repair, rest)) = Repair::split(data) else { return };
+    let mut bytes = Vec::new();
+    let mut rest = rest;
+    while let Some((len, behind)) = rest.split_first_chunk::<2>() {
+        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(u16::from_le_bytes(*len))));
+        bytes.extend_from_slice(chunk);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK_SIZE), 0);
+        rest = behind;
+    }
+    if bytes.len() > SEGMENT.capacity as usize - SEGMENT_HEADER_SIZE {
+        return;
+    }
+    let start = SEGMENT.base.plus(SEGMENT_HEADER_SIZE as u64);
+    let mut point = ScanPoint { lsn: start, chain: SEGMENT.previous_chain, epoch: SEGMENT.epoch };
+    let mut at = 0;
+    while at < bytes.len() {
+        repair_group(&mut bytes[at..], repair, &point);
+        let examined = examine(&SEGMENT, &point, &bytes[at..], Planted::default());
+        let Some(header) = examined.header.filter(|_| examined.finding == Finding::Whole) else {
+            assert!(examined.corruption.is_some(), "{examined:?}");
+            break;
+        };
+        whole_group(&header, &bytes[at..at + header.total()]);
+        at += header.total();
+        point = ScanPoint {
+            lsn: point.lsn.plus(header.total() as u64),
+            chain: header.next_chain(),
+            epoch: Epoch(header.epoch.get()),
+        };
+        assert_eq!(point.lsn, start.plus(at as u64));
+        assert!(point.epoch >= SEGMENT.epoch);
+    }
+    let witness = highest_witness(&SEGMENT, (SEGMENT_HEADER_SIZE + at) as u64, &bytes[at..]);
+    // A group cannot know of more durable bytes than lie before it.
+    assert!(witness.is_none_or(|lsn| lsn < start.plus(bytes.len() as u64)), "{witness:?}");
+}
+
+fn repair_group(bytes: &mut [u8], repair: Repair, point: &ScanPoint) {
+    if repair == Repair::None || bytes.len() < BLOCK_SIZE {
+        return;
+    }
+    if repair == Repair::Lengths {
+        // One block, all of it used but the zeros at its end.
+        let used = bytes[..BLOCK_SIZE].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let used = used.next_multiple_of(FRAME_ALIGN).max(GROUP_HEADER_SIZE);
+        put(bytes, offset_of!(GroupHeader, used), used as u32);
+        put(bytes, offset_of!(GroupHeader, total), BLOCK_SIZE as u32);
+    }
+    let at = offset_of!(GroupHeader, used);
+    let used = u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
+    let mut crc = BodyCrc::new(SEGMENT.incarnation);
+    let mut count = 0;
+    if let Some(body) = bytes.get_mut(GROUP_HEADER_SIZE..used) {
+        repair_frames(body);
+        for frame in frames(body).map_while(Result::ok) {
+            crc.add(frame.header);
+            count += 1;
+        }
+    }
+    put(bytes, offset_of!(GroupHeader, magic), GROUP_MAGIC);
+    put(bytes, offset_of!(GroupHeader, frames), count);
+    put(bytes, offset_of!(GroupHeader, body_crc), crc.finish());
+    let mut put_long = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    put_long(offset_of!(GroupHeader, segment_seq), SEGMENT.seq.get());
+    put_long(offset_of!(GroupHeader, lsn), point.lsn.get());
+    put_long(offset_of!(GroupHeader, chain), point.chain);
+    let crc = crc32c_seeded(SEGMENT.incarnation, &bytes[8..GROUP_HEADER_SIZE]);
+    put(bytes, offset_of!(GroupHeader, header_crc), crc);
+}
+
+/// What recovery calls whole is whole by the other implementation of the checksum, too.
+fn whole_group(header: &GroupHeader, bytes: &[u8]) {
+    let mut used = GROUP_HEADER_SIZE;
+    let mut count = 0;
+    for (position, frame) in group_frames(header, bytes) {
+        assert_eq!(position, used);
+        let stored = frame.header.payload_crc.get();
+        assert_eq!(stored, ::crc32c::crc32c(&frame.bytes[FRAME_HEADER_SIZE..]));
+        payload(&frame);
+        used += frame.bytes.len();
+        count += 1;
+    }
+    assert_eq!((used, count), (header.used(), header.frames.get()));
+    assert!(bytes[used..].iter().all(|byte| *byte == 0));
 }
 
 /// Records of a frame. If they are whole and uncompressed, a builder makes the same records of them.

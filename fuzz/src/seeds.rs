@@ -1,9 +1,12 @@
 //! Where the corpora start: one small valid input for each shape, and a few that are nearly valid. They come out
 //! the same every time; `cargo run --example seeds` writes them, a test holds that they are the committed ones.
 
+use crate::SEGMENT;
 use ringmq_format::frame::Codec;
+use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty, group_size};
+use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE, SEGMENT_HEADER_SIZE};
 use ringmq_format::record::{FrameBuilder, ProducerStamp, Record};
-use ringmq_format::{PartitionId, ProducerId, TopicId};
+use ringmq_format::{Lsn, PartitionId, ProducerId, TopicId};
 use ringmq_protocol::{
     Bounds, CreateTopic, Credit, DescribeTopic, DescribedTopic, ErrorBody, ErrorCode, Fetch,
     FetchEntryHeader, FetchFields, Goodbye, Hello, HelloAnswer, ListOffsets, ListTopics, ListedOffset,
@@ -43,7 +46,80 @@ pub fn all() -> Vec<Seed> {
     add("protocol_decode", "stream", 1, &stream);
     add("protocol_decode", "stream_as_one", 2, &stream);
     add("protocol_decode", "half_header", 0, &stream[..20]);
+    let (groups, chunks) = groups();
+    add("segment_scan", "groups", 0, &chunks);
+    add("segment_scan", "groups_repaired", 1, &chunks);
+    add("segment_scan", "groups_cut", 0, &chunks[..chunks.len() - 40]);
+    for (index, group) in groups.iter().enumerate() {
+        add("segment_scan", &format!("group_{index}_in_first_place"), 0, group);
+        add("segment_scan", &format!("group_{index}_as_one_block"), 2, group);
+    }
+    // The first group is torn, the second one is its witness.
+    let mut torn = chunks.clone();
+    torn[120] ^= 1;
+    add("segment_scan", "torn_with_witness", 0, &torn);
+    // A hole where the second group should be.
+    add("segment_scan", "hole", 0, &[&groups[0][..], &[1, 0, 0], &groups[1], &groups[2]].concat());
     seeds
+}
+
+/// Groups of one segment, as chunks of [`crate::segment_scan`], one by one and all.
+fn groups() -> (Vec<Vec<u8>>, Vec<u8>) {
+    let start = SEGMENT.base.plus(SEGMENT_HEADER_SIZE as u64);
+    let (mut lsn, mut durable_lsn, mut chain) = (start, start, SEGMENT.previous_chain);
+    let frames: Vec<Vec<u8>> = frames().into_iter().map(|frame| frame.1).collect();
+    let mut chunks = Vec::new();
+    for index in 0..4 {
+        let frames = match index {
+            0 => vec![&frames[1], &frames[2]],
+            1 => vec![&frames[3]],
+            2 => vec![],
+            _ => vec![&frames[4], &frames[0]],
+        };
+        let mut fields = GroupFields {
+            segment_seq: SEGMENT.seq,
+            lsn,
+            durable_lsn,
+            used: GROUP_HEADER_SIZE,
+            total: BLOCK_SIZE,
+            frames: 0,
+            body_crc: 0,
+            chain,
+            epoch: SEGMENT.epoch,
+            kind: if frames.is_empty() { GroupKind::Heartbeat } else { GroupKind::Data },
+        };
+        let mut bytes = vec![0; BLOCK_SIZE];
+        let header = if frames.is_empty() {
+            encode_empty(&fields, SEGMENT.incarnation, &mut bytes)
+        } else {
+            let body: Vec<u8> = frames.into_iter().flatten().copied().collect();
+            let mut crc = BodyCrc::new(SEGMENT.incarnation);
+            for frame in ringmq_format::frame::frames(&body).flatten() {
+                crc.add(frame.header);
+                fields.frames += 1;
+            }
+            fields.used += body.len();
+            fields.total = group_size(body.len());
+            fields.body_crc = crc.finish();
+            bytes[GROUP_HEADER_SIZE..fields.used].copy_from_slice(&body);
+            GroupHeader::new(&fields, SEGMENT.incarnation)
+        };
+        bytes[..GROUP_HEADER_SIZE].copy_from_slice(&group_header_bytes(&header));
+        bytes.truncate(header.used());
+        chunks.push([&(bytes.len() as u16).to_le_bytes(), &bytes[..]].concat());
+        durable_lsn = lsn;
+        lsn = Lsn(lsn.get() + header.total() as u64);
+        chain = header.next_chain();
+    }
+    let all = chunks.concat();
+    (chunks, all)
+}
+
+fn group_header_bytes(header: &GroupHeader) -> [u8; GROUP_HEADER_SIZE] {
+    use zerocopy::IntoBytes;
+    let mut bytes = [0; GROUP_HEADER_SIZE];
+    bytes.copy_from_slice(header.as_bytes());
+    bytes
 }
 
 fn frames() -> Vec<(String, Vec<u8>)> {

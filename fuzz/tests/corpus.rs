@@ -40,6 +40,11 @@ fn frame_parse() {
 }
 
 #[test]
+fn segment_scan() {
+    replay("segment_scan", ringmq_fuzz::segment_scan);
+}
+
+#[test]
 fn the_seeds_are_the_committed_ones() {
     for seed in ringmq_fuzz::seeds::all() {
         let path = folder(seed.target).join(&seed.name);

@@ -17,4 +17,5 @@ pub mod node;
 pub mod notify;
 pub mod process;
 pub mod run;
+pub mod shard;
 pub mod units;

@@ -1,11 +1,30 @@
-//! The shards of one data directory, as the control plane sees them.
+//! The shards of one data directory: their threads, and what the control plane sees of them.
+//!
+//! ```text
+//! start: lock directory -> identity -> threads: ring, listeners -> (all ports known) -> recovery -> serve
+//! ```
+//!
+//! Invariants  X1  One process has a data directory: the lock is taken first and held to the end.
+//!             X2  The identity is written once, before any shard exists.
 
 pub use crate::exit_code::{Fatal, FatalReason};
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::shard::mail::{Mailboxes, mesh};
+use crate::shard::{ServerOptions, ShardServer};
+use ringmq_engine::planted::Planted;
+use ringmq_engine::recovery::OpenError;
+use ringmq_engine::ring::{BufRange, Doorbell, Errno, FileId, Op, Ring, RingConfig};
+use ringmq_engine::shard::{MEMORY_MIN, Shard, ShardOptions};
+use ringmq_format::ShardId;
+use ringmq_format::identity::Identity;
+use ringmq_format::limits::{CHECKPOINT_INTERVAL, SHARDS_MAX, frame_size_max};
+use ringmq_format::superblock::Durability as Mode;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How a group becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,12 +124,37 @@ pub struct ShardCounters {
     pub memory_bytes: u64,
 }
 
+/// Names of the counters, in the order of [`ShardStatus::counters`].
+macro_rules! counters {
+    ($($name:ident),+ $(,)?) => {
+        #[derive(Debug, Default)]
+        struct CounterCells { $($name: AtomicU64,)+ }
+
+        impl CounterCells {
+            fn store(&self, counters: &ShardCounters) {
+                $(self.$name.store(counters.$name, Ordering::Relaxed);)+
+            }
+
+            fn load(&self) -> ShardCounters {
+                ShardCounters { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    records_appended, bytes_appended, groups, heartbeats, acks, frames_served, bytes_served, cold_reads,
+    connections_open, connections_total, requests, request_errors, segments_free, segments_used, disk_bytes,
+    durable_lsn, poisoned, ring_enters, ring_submitted, syncs, retention_removed_segments, memory_bytes,
+}
+
 /// A shard's state, shared with the control thread.
 #[derive(Debug, Default)]
 pub struct ShardStatus {
     state: AtomicU8,
     recovery_done: AtomicU64,
     recovery_total: AtomicU64,
+    counters: CounterCells,
     detail: Mutex<String>,
 }
 
@@ -127,7 +171,7 @@ impl ShardStatus {
 
     /// Everything counted so far.
     pub fn counters(&self) -> ShardCounters {
-        ShardCounters::default()
+        self.counters.load()
     }
 
     /// Why the shard is refused or poisoned.
@@ -180,33 +224,119 @@ pub struct NodeFacts {
     pub new_directory: bool,
 }
 
+/// What the control thread tells a shard.
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    Drain,
+    Retention { time_ms: Option<u64>, size: Option<u64> },
+}
+
+/// Commands that a shard may have waiting.
+const COMMANDS_MAX: usize = 64;
+
+struct Handle {
+    commands: rtrb::Producer<Command>,
+    doorbell: Doorbell,
+    thread: JoinHandle<()>,
+}
+
+/// What a thread reports when its ring and listeners are there.
+struct Prepared {
+    doorbell: Doorbell,
+    base: Option<SocketAddr>,
+    port: u16,
+    fallbacks: Vec<String>,
+}
+
+/// What a thread needs to go on.
+struct Go {
+    mailboxes: Mailboxes,
+    doorbells: Vec<Doorbell>,
+    ports: Vec<u16>,
+}
+
+/// What all threads share.
+struct Shared {
+    options: NodeOptions,
+    identity: Identity,
+    drained: Arc<AtomicU16>,
+    stop_now: AtomicBool,
+}
+
 /// The running shards of one data directory.
-#[derive(Debug)]
 pub struct Node {
     shards: Vec<Arc<ShardStatus>>,
-    listeners: Vec<TcpListener>,
+    handles: Vec<Handle>,
+    shared: Arc<Shared>,
+    addresses: NodeAddresses,
+    facts: NodeFacts,
+    /// Holds the lock of the directory (X1).
+    _lock: Ring,
 }
 
 impl Node {
     /// Spawns the shards and returns at once; recovery goes on in their threads.
     pub fn start(options: &NodeOptions) -> Result<Self, Fatal> {
-        let count = options.shards.unwrap_or(2);
-        std::fs::create_dir_all(&options.data).map_err(|error| {
-            Fatal::new(FatalReason::NotWritable, format!("{}: {error}", options.data.display()))
-        })?;
-        let mut listeners = Vec::new();
-        for index in 0..=count {
-            let mut address = options.listen;
-            if address.port() != 0 {
-                address.set_port(address.port() + index);
-            }
-            listeners.push(TcpListener::bind(address).map_err(|error| {
-                Fatal::new(FatalReason::AddressInUse, format!("cannot listen on {address}: {error}"))
+        let config = RingConfig { entries: 32, descriptors_max: 16, register_buffers: false };
+        let mut ring = Ring::uring(config).map_err(io_uring_refused)?;
+        let directory = open_directory(&mut ring, options)?;
+        let shards = directory.identity.shards;
+        if let Some(asked) = options.shards
+            && asked != shards
+        {
+            return Err(Fatal::new(
+                FatalReason::Other,
+                format!(
+                    "{} was made with {shards} shards and that number is fixed; start without --shards, or with \
+                     --shards {shards}",
+                    options.data.display()
+                ),
+            ));
+        }
+        let shared = Arc::new(Shared {
+            options: options.clone(),
+            identity: directory.identity,
+            drained: Arc::new(AtomicU16::new(0)),
+            stop_now: AtomicBool::new(false),
+        });
+        let statuses: Vec<_> = (0..shards).map(|_| Arc::new(ShardStatus::default())).collect();
+        let mut threads = Vec::new();
+        for (index, status) in (0..shards).zip(&statuses) {
+            threads.push(spawn(index, Arc::clone(&shared), Arc::clone(status))?);
+        }
+        // Every thread reports before any goes on: the first error ends the start, and dropping the channels ends
+        // the other threads.
+        let mut prepared = Vec::new();
+        for thread in &threads {
+            prepared.push(thread.prepared.recv().unwrap_or_else(|_| {
+                Err(Fatal::new(FatalReason::Other, "a shard's thread ended while it was starting"))
             })?);
         }
-        let shards = (0..count).map(|_| Arc::new(ShardStatus::default())).collect::<Vec<_>>();
-        shards.iter().for_each(|shard| shard.set_state(ShardState::Ready));
-        Ok(Self { shards, listeners })
+        let ports: Vec<u16> = prepared.iter().map(|prepared| prepared.port).collect();
+        let doorbells: Vec<Doorbell> = prepared.iter().map(|prepared| prepared.doorbell.clone()).collect();
+        let mut handles = Vec::new();
+        for ((thread, mailboxes), doorbell) in threads.into_iter().zip(mesh(shards)).zip(&doorbells) {
+            let go = Go { mailboxes, doorbells: doorbells.clone(), ports: ports.clone() };
+            let _ = thread.go.send(go);
+            handles.push(Handle {
+                commands: thread.commands,
+                doorbell: doorbell.clone(),
+                thread: thread.thread,
+            });
+        }
+        let first = prepared.into_iter().next();
+        let base = first.as_ref().and_then(|first| first.base).unwrap_or(options.listen);
+        let facts = NodeFacts {
+            filesystem: filesystem_name(&options.data),
+            dio_align: directory.dio_align,
+            kernel: ring.report().kernel,
+            fallbacks: first.map(|first| first.fallbacks).unwrap_or_default(),
+            durability: None,
+            node_id: directory.identity.node_id,
+            new_directory: directory.is_new,
+        };
+        let addresses = NodeAddresses { base, shard_ports: ports };
+        Ok(Self { shards: statuses, handles, shared, addresses, facts, _lock: ring })
     }
 
     /// The state of each shard, by its number.
@@ -216,42 +346,438 @@ impl Node {
 
     /// Where clients reach the node; known right after the start.
     pub fn addresses(&self) -> NodeAddresses {
-        let addresses =
-            self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect::<Vec<_>>();
-        NodeAddresses {
-            base: addresses[0],
-            shard_ports: addresses[1..].iter().map(SocketAddr::port).collect(),
-        }
+        self.addresses.clone()
     }
 
     /// What was found when the node started.
     pub fn facts(&self) -> NodeFacts {
-        NodeFacts {
-            filesystem: "ext4".into(),
-            dio_align: 4096,
-            kernel: "6.18".into(),
-            fallbacks: Vec::new(),
-            durability: None,
-            node_id: 1,
-            new_directory: true,
+        self.facts.clone()
+    }
+
+    fn tell(&mut self, command: Command) {
+        for handle in &mut self.handles {
+            // A shard that does not take its commands is not going to take one more.
+            let _ = handle.commands.push(command);
+            handle.doorbell.ring();
         }
     }
 
     /// Retention from now on, after the configuration was read again.
-    pub fn set_retention(&self, _time_ms: Option<u64>, _size: Option<u64>) {}
+    pub fn set_retention(&mut self, time_ms: Option<u64>, size: Option<u64>) {
+        let size = size.map(|size| size / self.shards.len() as u64);
+        self.tell(Command::Retention { time_ms, size });
+    }
 
     /// Stops accepting, answers what is in flight, seals and checkpoints, stops.
     pub fn drain(&mut self) {
-        self.shards.iter().for_each(|shard| shard.set_state(ShardState::Stopped));
+        self.tell(Command::Drain);
     }
 
     /// Stops without waiting for anything.
     pub fn stop_now(&mut self) {
-        self.drain();
+        self.shared.stop_now.store(true, Ordering::Release);
+        self.handles.iter().for_each(|handle| handle.doorbell.ring());
     }
 
     /// Waits for the shards' threads. Ok: all of them stopped cleanly.
-    pub fn join(self, _deadline: Duration) -> Result<(), Fatal> {
+    pub fn join(self, deadline: Duration) -> Result<(), Fatal> {
+        let until = Instant::now() + deadline;
+        for (number, handle) in self.handles.into_iter().enumerate() {
+            while !handle.thread.is_finished() {
+                if Instant::now() >= until {
+                    return Err(Fatal::new(
+                        FatalReason::Other,
+                        format!("shard {number} did not stop in time; nothing that was acknowledged is lost"),
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if handle.thread.join().is_err() {
+                return Err(Fatal::new(FatalReason::Other, format!("the thread of shard {number} panicked")));
+            }
+        }
         Ok(())
     }
+}
+
+// -- the data directory ------------------------------------------------------------------------------------
+
+struct Directory {
+    identity: Identity,
+    dio_align: u32,
+    is_new: bool,
+}
+
+fn io_uring_refused(error: Errno) -> Fatal {
+    Fatal::new(
+        FatalReason::IoUringRefused,
+        format!(
+            "the kernel refuses io_uring ({error}). Linux 5.19 or newer is needed, kernel.io_uring_disabled must be 0, \
+             and in a container the seccomp profile must allow io_uring_setup, io_uring_enter and io_uring_register \
+             (Docker: --security-opt seccomp=FILE). `ringmq doctor` tells which it is"
+        ),
+    )
+}
+
+fn directory_error(during: &str, path: &Path, error: Errno) -> Fatal {
+    let (reason, advice) = match error {
+        Errno::ACCES | Errno::PERM => {
+            (FatalReason::NotWritable, "make it writable for this user, or name another with --data")
+        }
+        Errno::ROFS => (
+            FatalReason::NotWritable,
+            "the file system is read-only; mount it read-write, or name another directory with --data",
+        ),
+        Errno::INVAL | Errno::OPNOTSUPP => (
+            FatalReason::NoDirectIo,
+            "the file system has no O_DIRECT; ext4 and xfs have, name a directory there with --data",
+        ),
+        error if error.is_no_space() => {
+            (FatalReason::NotWritable, "free some space, or name another directory with --data")
+        }
+        _ => (FatalReason::NotWritable, "see `ringmq doctor`"),
+    };
+    Fatal::new(reason, format!("{during} {}: {error}; {advice}", path.display()))
+}
+
+/// Locks the directory and reads or makes its identity (X1, X2).
+fn open_directory(ring: &mut Ring, options: &NodeOptions) -> Result<Directory, Fatal> {
+    let data = &options.data;
+    ring.make_dirs(data).map_err(|error| directory_error("making", data, error))?;
+    ring.lock_dir(data).map_err(|error| match error {
+        Errno::BUSY | Errno::AGAIN => Fatal::new(
+            FatalReason::DataDirectoryInUse,
+            format!(
+                "another server runs on {}; stop it, or name another directory with --data",
+                data.display()
+            ),
+        ),
+        error => directory_error("locking", data, error),
+    })?;
+    let entries = ring.list_dir(data).map_err(|error| directory_error("listing", data, error))?;
+    let has_shards = entries.iter().any(|entry| entry.is_dir && entry.name.starts_with("shard-"));
+    let path = data.join("identity");
+    let open = Op::Open { path: path.clone(), create: true };
+    let file = FileId(ring.run(open).map_err(|error| directory_error("opening", &path, error))?);
+    let facts = ring.file_facts(file).map_err(|error| directory_error("examining", &path, error))?;
+    if facts.dio_align > 4096 {
+        return Err(Fatal::new(
+            FatalReason::NoDirectIo,
+            format!(
+                "{} asks for direct I/O in units of {} bytes; 4096 is the most",
+                path.display(),
+                facts.dio_align
+            ),
+        ));
+    }
+    let result = read_or_make_identity(ring, options, file, &path, has_shards);
+    ring.run(Op::Close { file }).map_err(|error| directory_error("closing", &path, error))?;
+    let (identity, is_new) = result?;
+    Ok(Directory { identity, dio_align: facts.dio_align, is_new })
+}
+
+fn read_or_make_identity(
+    ring: &mut Ring,
+    options: &NodeOptions,
+    file: FileId,
+    path: &Path,
+    has_shards: bool,
+) -> Result<(Identity, bool), Fatal> {
+    const SIZE: usize = 8192;
+    let fail = |during, error| directory_error(during, path, error);
+    let buffer = ring
+        .memory
+        .alloc(SIZE, false)
+        .ok_or_else(|| Fatal::new(FatalReason::Other, "the kernel has no memory left"))?;
+    let range = BufRange::new(buffer, 0, SIZE);
+    ring.run(Op::SyncAll { file }).map_err(|error| fail("syncing", error))?;
+    let read =
+        ring.run(Op::Read { file, into: range, position: 0 }).map_err(|error| fail("reading", error))?;
+    let found = Identity::parse(&ring.memory.bytes(range)[..(read as usize).min(SIZE)]);
+    let result = match found {
+        Ok(identity) => Ok((identity, false)),
+        Err(corruption) if has_shards => Err(Fatal::new(
+            FatalReason::DamagedShard,
+            format!(
+                "{} cannot be read: {corruption}; the shards beside it are left as they are",
+                path.display()
+            ),
+        )),
+        Err(_) => {
+            let identity = Identity {
+                shards: options.shards.unwrap_or_else(default_shards),
+                node_id: u128::from(ring.random()) << 64 | u128::from(ring.random()),
+                created_ms: ring.now().wall_ms,
+            };
+            ring.memory.bytes_mut(range).copy_from_slice(&identity.encode());
+            let op = Op::Write { file, from: range, position: 0, durable: false };
+            let written = ring.run(op).map_err(|error| fail("writing", error))?;
+            if written as usize != SIZE {
+                return Err(fail("writing", Errno::NOSPC));
+            }
+            ring.run(Op::SyncAll { file }).map_err(|error| fail("syncing", error))?;
+            ring.run(Op::SyncDir { path: options.data.clone() }).map_err(|error| fail("syncing", error))?;
+            Ok((identity, true))
+        }
+    };
+    ring.memory.free(buffer);
+    result
+}
+
+/// One shard for each core that this process may use.
+fn default_shards() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cores.clamp(1, usize::from(SHARDS_MAX)) as u16
+}
+
+/// Name of the file system, for the banner.
+fn filesystem_name(path: &Path) -> String {
+    const KNOWN: [(u64, &str); 7] = [
+        (0xef53, "ext4"),
+        (0x5846_5342, "xfs"),
+        (0x9123_683e, "btrfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x794c_7630, "overlay"),
+        (0x2fc1_2fc1, "zfs"),
+        (0xf2f5_2010, "f2fs"),
+    ];
+    let Ok(found) = rustix::fs::statfs(path) else { return "unknown".into() };
+    let magic = found.f_type as u64 & 0xffff_ffff;
+    KNOWN.iter().find(|known| known.0 == magic).map_or_else(|| format!("{magic:#x}"), |known| known.1.into())
+}
+
+// -- a shard's thread --------------------------------------------------------------------------------------
+
+struct Thread {
+    thread: JoinHandle<()>,
+    prepared: mpsc::Receiver<Result<Prepared, Fatal>>,
+    go: mpsc::Sender<Go>,
+    commands: rtrb::Producer<Command>,
+}
+
+fn spawn(index: u16, shared: Arc<Shared>, status: Arc<ShardStatus>) -> Result<Thread, Fatal> {
+    let (report, prepared) = mpsc::channel();
+    let (go, wait_for_go) = mpsc::channel();
+    let (commands, take_commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
+    let thread = std::thread::Builder::new()
+        .name(format!("shard-{index:02}"))
+        .spawn(move || {
+            let _crash = PanicIsCrash;
+            if shared.options.pin {
+                pin(index);
+            }
+            let (ring, listeners) = match prepare(index, &shared.options) {
+                Ok((ring, listeners, prepared)) => {
+                    let _ = report.send(Ok(prepared));
+                    (ring, listeners)
+                }
+                Err(fatal) => {
+                    let _ = report.send(Err(fatal));
+                    return;
+                }
+            };
+            // Without a word to go on, another thread has failed and the node does not start.
+            let Ok(go) = wait_for_go.recv() else { return };
+            serve(index, &shared, &status, ring, listeners, go, take_commands);
+        })
+        .map_err(|error| Fatal::new(FatalReason::Other, format!("a shard's thread cannot start: {error}")))?;
+    Ok(Thread { thread, prepared, go, commands })
+}
+
+/// A shard that has met a bug stops the process, as the release profile does anyway: recovery is what crashes are
+/// for, and the other shards could not go on without it.
+struct PanicIsCrash;
+
+impl Drop for PanicIsCrash {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Binds the thread to a core; several shards may share one.
+fn pin(index: u16) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let cores: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    if cores.is_empty() {
+        return;
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cores[usize::from(index) % cores.len()]);
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
+type Listeners = Vec<ringmq_engine::ring::SocketId>;
+
+fn prepare(index: u16, options: &NodeOptions) -> Result<(Ring, Listeners, Prepared), Fatal> {
+    let config = RingConfig { descriptors_max: options.connections_max + 4096, ..RingConfig::default() };
+    let mut ring = Ring::uring(config).map_err(io_uring_refused)?;
+    let mut listeners = Vec::new();
+    let mut base = None;
+    let mut address = options.listen;
+    if index == 0 {
+        let (listener, bound) = ring.listen(address).map_err(|error| cannot_listen(address, error))?;
+        listeners.push(listener);
+        base = Some(bound);
+    }
+    if address.port() != 0 {
+        let port =
+            address.port().checked_add(1 + index).ok_or_else(|| cannot_listen(address, Errno::INVAL))?;
+        address.set_port(port);
+    }
+    let (listener, bound) = ring.listen(address).map_err(|error| cannot_listen(address, error))?;
+    listeners.push(listener);
+    let prepared =
+        Prepared { doorbell: ring.doorbell(), base, port: bound.port(), fallbacks: ring.report().fallbacks };
+    Ok((ring, listeners, prepared))
+}
+
+fn cannot_listen(address: SocketAddr, error: Errno) -> Fatal {
+    let reason = if error == Errno::ADDRINUSE { FatalReason::AddressInUse } else { FatalReason::Other };
+    Fatal::new(
+        reason,
+        format!(
+            "cannot listen on {address}: {error}. Choose another with --listen ADDR (shard i takes the port 1 + i above \
+             it), or free ports with --listen 127.0.0.1:0"
+        ),
+    )
+}
+
+fn shard_options(index: u16, shared: &Shared) -> ShardOptions {
+    let options = &shared.options;
+    let shards = u64::from(shared.identity.shards);
+    let share = |bytes: Option<u64>| bytes.map(|bytes| bytes / shards);
+    // A quarter is left for connections.
+    let memory = (options.memory / shards / 4 * 3) as usize;
+    ShardOptions {
+        directory: options.data.join(format!("shard-{index:02}")),
+        shard: ShardId(index),
+        shards: shared.identity.shards,
+        node_id: shared.identity.node_id,
+        memory: memory.max(MEMORY_MIN),
+        segment_size: options.segment_size,
+        disk_limit: share(options.disk_limit),
+        retain_time_ms: options.retain_time_ms,
+        retain_size: share(options.retain_size),
+        checkpoint_interval: CHECKPOINT_INTERVAL,
+        durability: options.durability.map(|durability| match durability {
+            Durability::Dsync => Mode::Dsync,
+            Durability::Flush => Mode::Flush,
+        }),
+        planted: Planted::default(),
+    }
+}
+
+fn serve(
+    index: u16,
+    shared: &Shared,
+    status: &ShardStatus,
+    mut ring: Ring,
+    listeners: Listeners,
+    go: Go,
+    mut commands: rtrb::Consumer<Command>,
+) {
+    status.set_state(ShardState::Recovering);
+    let options = shard_options(index, shared);
+    let opened = ring
+        .make_dirs(&options.directory)
+        .and_then(|()| ring.run(Op::SyncDir { path: shared.options.data.clone() }))
+        .map_err(|error| OpenError::Io { during: "making", path: options.directory.clone(), error })
+        .and_then(|_| {
+            Shard::open(&mut ring, options, &mut |done, total| status.set_recovery_progress(done, total))
+        });
+    let (shard, report) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            status.set_detail(error.to_string());
+            status.set_state(ShardState::Refused);
+            shared.drained.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+    };
+    tracing::info!(
+        shard = index,
+        clean = report.clean,
+        groups = report.groups,
+        bytes = report.bytes,
+        durability = shard.log().durability().name(),
+        cut = report.cut.map(|(lsn, _)| lsn.0),
+        damaged_frames = report.damaged_frames.len(),
+        "recovered"
+    );
+    for (path, position) in &report.damaged_frames {
+        tracing::error!(file = %path.display(), position, "a frame is damaged; its offsets answer Damaged");
+    }
+    let mut mailboxes = go.mailboxes;
+    mailboxes.set_doorbells(&go.doorbells);
+    let server_options = ServerOptions {
+        auto_create_topics: shared.options.auto_create_topics,
+        connections_max: shared.options.connections_max as usize,
+        shard_ports: go.ports,
+        frame_size_max: frame_size_max(shared.options.segment_size) as u32,
+        node_id: shared.identity.node_id,
+    };
+    let drained = Arc::clone(&shared.drained);
+    let mut server = ShardServer::new(ring, shard, server_options, listeners, mailboxes, drained);
+    let mut poison_told = false;
+    while !server.is_stopped() && !shared.stop_now.load(Ordering::Acquire) {
+        while let Ok(command) = commands.pop() {
+            match command {
+                Command::Drain => {
+                    server.begin_drain();
+                    status.set_state(ShardState::Draining);
+                }
+                Command::Retention { time_ms, size } => server.set_retention(time_ms, size),
+            }
+        }
+        server.turn();
+        publish(status, &server);
+        if status.state() == ShardState::Recovering && server.is_ready() {
+            status.set_state(ShardState::Ready);
+        }
+        if !poison_told && let Some(poison) = server.shard().poisoned() {
+            poison_told = true;
+            let detail =
+                format!("{}: {}; a restart reads what is really on the disk", poison.during, poison.error);
+            tracing::error!(shard = index, %detail, "the log is poisoned: nothing is acknowledged any more");
+            status.set_detail(detail);
+            status.set_state(ShardState::Poisoned);
+        }
+        server.wait();
+    }
+    publish(status, &server);
+    if server.is_stopped() && !poison_told {
+        status.set_state(ShardState::Stopped);
+    }
+}
+
+fn publish(status: &ShardStatus, server: &ShardServer) {
+    let (shard, counts) = (server.shard().stats(), server.stats());
+    let (log, ring) = (server.shard().log(), server.ring().stats());
+    status.counters.store(&ShardCounters {
+        records_appended: shard.records,
+        bytes_appended: shard.frame_bytes,
+        groups: shard.log.groups,
+        heartbeats: shard.log.heartbeats,
+        acks: counts.acks,
+        frames_served: shard.tail_frames + shard.cold_frames,
+        bytes_served: counts.bytes_served,
+        cold_reads: shard.cold_reads,
+        connections_open: counts.connections_open,
+        connections_total: counts.connections_total,
+        requests: counts.requests,
+        request_errors: counts.request_errors,
+        segments_free: log.free_slots() as u64,
+        segments_used: log.segments().len() as u64,
+        disk_bytes: log.disk_bytes(),
+        durable_lsn: log.durable().0,
+        poisoned: u64::from(log.poisoned().is_some()),
+        ring_enters: ring.enters,
+        ring_submitted: ring.submitted,
+        syncs: ring.syncs,
+        retention_removed_segments: shard.log.retired,
+        memory_bytes: server.ring().memory.mapped() as u64,
+    });
 }

@@ -57,6 +57,7 @@ impl Reload {
 ///
 /// The caller must leave the process with what this returns: after a forced stop, threads may still run.
 pub fn run(launch: Launch) -> ExitCode {
+    panics_are_crashes();
     let banner = Banner::new(launch.json);
     let config = match launch.config() {
         Ok(config) => config,
@@ -72,6 +73,15 @@ pub fn run(launch: Launch) -> ExitCode {
             ExitCode::from(fatal.reason.exit_code())
         }
     }
+}
+
+/// In every build, not only where the profile says so: a server with a dead shard must not look alive.
+fn panics_are_crashes() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn run_config(launch: Launch, config: Config, banner: Banner) -> Result<(), Fatal> {

@@ -1,6 +1,6 @@
 //! The shape of the command line: the verbs, and what all of them share.
 
-use crate::{bench, completions, demo, doctor, man, server};
+use crate::{bench, completions, demo, doctor, man, publish, server, subscribe, topic};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmq_server::limits::LISTEN_DEFAULT;
@@ -71,6 +71,12 @@ pub(crate) enum ColourChoice {
 pub(crate) enum Verb {
     /// Run a server.
     Server(Box<server::ServerArgs>),
+    /// Publish one record, or one a line from stdin.
+    Pub(Box<publish::PubArgs>),
+    /// Read a topic, each partition in order.
+    Sub(Box<subscribe::SubArgs>),
+    /// Make, list, show and remove topics.
+    Topic(topic::TopicArgs),
     /// Show in under 30 seconds that an acknowledged record survives `kill -9`.
     Demo(demo::DemoArgs),
     /// Check whether this machine is fit for a server, and say what to do where it is not.

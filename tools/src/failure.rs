@@ -10,6 +10,9 @@ pub(crate) const EXIT_FAILED: u8 = 1;
 /// 2: it could not be tried, because it was asked for wrongly. clap's number, too.
 pub(crate) const EXIT_WRONG_USE: u8 = 2;
 
+/// 3: damage was found.
+pub(crate) const EXIT_DAMAGE: u8 = 3;
+
 /// The end of a verb that failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -28,6 +31,11 @@ impl Failure {
     /// It was asked for wrongly.
     pub(crate) fn wrong_use(message: impl Into<String>) -> Self {
         Self { code: EXIT_WRONG_USE, ..Self::failed(message) }
+    }
+
+    /// Damage was found.
+    pub(crate) fn damage(message: impl Into<String>) -> Self {
+        Self { code: EXIT_DAMAGE, ..Self::failed(message) }
     }
 
     /// Everything was said already.

@@ -11,10 +11,15 @@ mod demo;
 mod doctor;
 mod failure;
 mod format;
+mod lines;
+mod link;
 mod man;
+mod publish;
 mod screen;
 mod server;
 mod start;
+mod subscribe;
+mod topic;
 
 use clap::Parser;
 use cli::{Cli, Verb};
@@ -25,6 +30,9 @@ fn main() -> ExitCode {
     let result = match verb {
         Verb::Server(args) => return server::run(*args, &common),
         Verb::Bench(args) => return bench::run(*args, common.json),
+        Verb::Pub(args) => publish::run(&args, &common),
+        Verb::Sub(args) => subscribe::run(&args, &common),
+        Verb::Topic(args) => topic::run(&args, &common),
         Verb::Demo(args) => demo::run(&args, &common),
         Verb::Doctor(args) => doctor::run(&args, &common),
         Verb::Completions(args) => completions::run(&args),

@@ -120,6 +120,19 @@ pub(crate) fn progress(total: u64, what: &str, common: &Common) -> ProgressBar {
     bar
 }
 
+/// A count of unknown length on stderr where that is a terminal, nothing elsewhere.
+pub(crate) fn counter(what: &str, common: &Common) -> ProgressBar {
+    if common.json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} {msg}  {per_sec}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
 /// 12345678 as `12,345,678`.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();

@@ -37,7 +37,7 @@ Exit codes:
 
 /// Run a server.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
 pub(crate) struct ServerArgs {
     /// Try it out: data in ./ringmq-data, loopback only, topics on first use, 256 MiB.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]

@@ -164,6 +164,11 @@ pub fn encode(
     bytes
 }
 
+/// Bytes of a sidecar with so many entries.
+pub fn size(entries: u32) -> u64 {
+    (1 + u64::from(entries).div_ceil(BLOCK_ENTRIES as u64)) * BLOCK_SIZE as u64
+}
+
 /// Checks the first 4 KiB against the segment that the sidecar should describe.
 pub fn parse_header(
     bytes: &[u8],

@@ -102,6 +102,19 @@ pub struct Segment {
     pub sidecar: Option<(FileId, u32)>,
     /// Sealed: it will not grow.
     pub sealed: bool,
+    /// Its sidecar cannot be read: the index is to be made again from the segment.
+    pub index_lost: bool,
+}
+
+/// Where a group finds room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// Here; a larger one may have so many bytes.
+    Here(usize),
+    /// Behind the edge of an extent, so many bytes ahead.
+    BehindEdge(usize),
+    /// In the next segment.
+    Roll,
 }
 
 #[derive(Debug)]
@@ -215,6 +228,8 @@ pub struct Log {
     header_buffer: crate::ring::BufferId,
     /// A RECOVERY group must come before everything else.
     recovery_due: bool,
+    /// No heartbeats: a clean stop has begun.
+    stopping: bool,
     durable: Lsn,
     /// Position in the active segment of the next group; `None` without an active segment.
     position: Option<u64>,
@@ -263,6 +278,7 @@ impl Log {
             flush: None,
             activating: None,
             recovery_due: !start.fresh,
+            stopping: false,
             durable,
             position,
             target: GROUP_SIZE_TARGET_MIN,
@@ -295,9 +311,18 @@ impl Log {
         self.poisoned
     }
 
-    /// The RECOVERY group is durable: the log may be served.
+    /// The RECOVERY group is durable: the log may be served. Where the disk has no room for it the log may be
+    /// read, for what was found is durable; nothing is taken before there is room.
     pub fn is_ready(&self) -> bool {
-        !self.recovery_due && !self.flights.iter().any(|flight| flight.kind == GroupKind::Recovery)
+        if self.recovery_due {
+            return self.waits_for_disk();
+        }
+        !self.flights.iter().any(|flight| flight.kind == GroupKind::Recovery)
+    }
+
+    /// The RECOVERY group needs a slot, and there will be none for now.
+    fn waits_for_disk(&self) -> bool {
+        !self.has_room_for_block() && self.free_slots() == 0 && self.prewriter.is_exhausted()
     }
 
     /// Counts since the start.
@@ -345,6 +370,11 @@ impl Log {
     /// A segment by its number, to change its index.
     pub fn segment_mut(&mut self, seq: SegmentSeq) -> Option<&mut Segment> {
         self.segments.iter_mut().find(|segment| segment.facts.seq == seq)
+    }
+
+    /// Remembers the file of a slot's sidecar: it stays open, whatever segment lives in the slot.
+    pub fn set_sidecar_file(&mut self, slot: usize, file: FileId) {
+        self.slots[slot].sidecar = Some(file);
     }
 
     /// All slot files.
@@ -402,8 +432,10 @@ impl Log {
 
     /// When `turn` wants to be called though nothing has completed.
     pub fn deadline(&self) -> Option<u64> {
-        let heartbeat = self.heartbeat_due().then_some(self.last_durable_us + HEARTBEAT_DELAY_US);
-        heartbeat.into_iter().chain(self.prewriter.deadline()).min()
+        if self.poisoned.is_some() {
+            return None;
+        }
+        self.heartbeat_at().into_iter().chain(self.prewriter.deadline()).min()
     }
 
     /// Moves the partitions whose durable end has moved, with that end, to `out`.
@@ -457,7 +489,7 @@ impl Log {
     /// Makes sure that the open group takes `frame_len` bytes more.
     fn make_room(&mut self, ring: &mut Ring, frame_len: usize) -> Result<(), Refused> {
         if self.recovery_due {
-            return Err(Refused::Busy);
+            return Err(if self.waits_for_disk() { Refused::DiskFull } else { Refused::Busy });
         }
         loop {
             if let Some(open) = &self.open {
@@ -477,40 +509,48 @@ impl Log {
                 continue;
             }
             let need = block_align(GROUP_HEADER_SIZE + frame_len);
-            let room = match self.room_before_edge() {
-                Some((room, _)) if need <= room => room,
-                edge => {
-                    self.leave(ring, edge.is_some_and(|(_, is_end)| !is_end))?;
-                    continue;
-                }
-            };
-            return self.open_group(ring, need.max(self.target.min(room)));
+            match self.room_for(need) {
+                Room::Here(room) => return self.open_group(need.max(self.target.min(room))),
+                room => self.leave(ring, room)?,
+            }
         }
     }
 
-    /// Bytes from here to the next place that no group may cross, and whether it is the segment's end.
-    fn room_before_edge(&self) -> Option<(usize, bool)> {
-        let position = self.position?;
-        let segment = self.segments.back()?;
+    /// Where a group of `need` bytes finds room.
+    fn room_for(&self, need: usize) -> Room {
+        let (Some(position), Some(segment)) = (self.position, self.segments.back()) else {
+            return Room::Roll;
+        };
         let end = segment.facts.capacity - BLOCK_SIZE as u64; // one block is kept for the seal
+        let need = need as u64;
+        if position + need > end {
+            return Room::Roll;
+        }
         let edges = &self.slots[segment.slot].edges;
-        let edge = edges.iter().copied().find(|edge| *edge > position && *edge < end);
-        Some(match edge {
-            Some(edge) => ((edge - position) as usize, false),
-            None => ((end - position) as usize, true),
-        })
+        let mut ahead = edges.iter().copied().filter(|edge| *edge > position && *edge < end);
+        let Some(edge) = ahead.next() else { return Room::Here((end - position) as usize) };
+        if position + need <= edge {
+            Room::Here((edge - position) as usize)
+        } else if edge + need <= ahead.next().unwrap_or(end) {
+            Room::BehindEdge((edge - position) as usize)
+        } else {
+            // Extents as small as this do not hold it: a write that a kernel worker does is better than none.
+            Room::Here(need as usize)
+        }
+    }
+
+    fn has_room_for_block(&self) -> bool {
+        matches!(self.room_for(BLOCK_SIZE), Room::Here(_))
     }
 
     /// Moves on to a place with more room: behind the edge of an extent, or in the next segment.
-    fn leave(&mut self, ring: &mut Ring, over_edge: bool) -> Result<(), Refused> {
+    fn leave(&mut self, ring: &mut Ring, room: Room) -> Result<(), Refused> {
         if self.flights.len() >= GROUPS_IN_FLIGHT_MAX || self.activating.is_some() {
             return Err(Refused::Busy);
         }
-        if over_edge {
-            let len = self.room_before_edge().map_or(0, |(room, _)| room);
-            self.submit_empty(ring, GroupKind::Pad, len)
-        } else {
-            self.roll(ring)
+        match room {
+            Room::BehindEdge(len) => self.submit_empty(ring, GroupKind::Pad, len),
+            Room::Here(_) | Room::Roll => self.roll(ring),
         }
     }
 
@@ -553,6 +593,7 @@ impl Log {
             entries: Vec::new(),
             sidecar: None,
             sealed: false,
+            index_lost: false,
         });
         self.position = Some(FIRST_GROUP);
         self.stats.activations += 1;
@@ -574,8 +615,7 @@ impl Log {
         ring.submit(Token::new(room::ACTIVATE, segment.facts.seq.0 as u32, 0), op);
     }
 
-    fn open_group(&mut self, ring: &mut Ring, cap: usize) -> Result<(), Refused> {
-        let _ = ring;
+    fn open_group(&mut self, cap: usize) -> Result<(), Refused> {
         let cap = block_align(cap);
         let arena_start = self.arena.reserve(cap, self.durable).ok_or(Refused::Busy)?;
         let Some(segment) = self.segments.back() else { return Err(Refused::Busy) };
@@ -805,9 +845,14 @@ impl Log {
         self.turn_flush(ring);
         self.turn_heartbeat(ring);
         self.free_retired();
-        self.superblock.step(ring);
+        self.turn_superblock(ring);
         let waits_for_slot = self.free_slots() == 0;
         self.prewriter.step(ring, &mut self.slots, self.flights.is_empty() || waits_for_slot);
+    }
+
+    /// Begins to write what the superblock was asked to say.
+    pub fn turn_superblock(&mut self, ring: &mut Ring) {
+        self.superblock.step(ring);
     }
 
     /// No timer: with nothing in flight a group goes at once; otherwise it grows until something completes or the
@@ -845,8 +890,7 @@ impl Log {
         if !self.recovery_due || self.activating.is_some() {
             return;
         }
-        let fits = self.room_before_edge().is_some_and(|(room, _)| room >= BLOCK_SIZE);
-        if !fits && self.roll(ring).is_err() {
+        if !self.has_room_for_block() && self.roll(ring).is_err() {
             return; // no slot yet
         }
         if self.activating.is_none() && self.submit_empty(ring, GroupKind::Recovery, BLOCK_SIZE).is_ok() {
@@ -854,29 +898,36 @@ impl Log {
         }
     }
 
-    fn heartbeat_due(&self) -> bool {
-        self.last_kind != GroupKind::Heartbeat
-            && self.poisoned.is_none()
-            && self.is_quiet()
-            && self.position.is_some()
+    /// When the next heartbeat is due, if one is.
+    fn heartbeat_at(&self) -> Option<u64> {
+        if self.poisoned.is_some() || !self.is_quiet() || self.position.is_none() || self.recovery_due {
+            return None;
+        }
+        if self.stopping {
+            // The superblock will be the witness; only a segment without any group still needs one.
+            return (self.durable < self.end()).then_some(0);
+        }
+        (self.last_kind != GroupKind::Heartbeat).then_some(self.last_durable_us + HEARTBEAT_DELAY_US)
     }
 
     /// The last group has no witness of its durability until a later one says so.
     fn turn_heartbeat(&mut self, ring: &mut Ring) {
-        if !self.heartbeat_due() || ring.now().mono_us < self.last_durable_us + HEARTBEAT_DELAY_US {
+        if self.heartbeat_at().is_none_or(|at| ring.now().mono_us < at) {
             return;
         }
-        // Where no block is left the superblock is the witness.
-        match self.room_before_edge() {
-            Some((room, _)) if room >= BLOCK_SIZE => {
-                let _ = self.submit_empty(ring, GroupKind::Heartbeat, BLOCK_SIZE);
-            }
-            _ => {
-                let durable = self.durable;
-                self.superblock.update(|superblock| superblock.durable_lsn = durable);
-                self.last_kind = GroupKind::Heartbeat;
-            }
+        if self.has_room_for_block() {
+            let _ = self.submit_empty(ring, GroupKind::Heartbeat, BLOCK_SIZE);
+        } else {
+            // Where no block is left the superblock is the witness.
+            let durable = self.durable;
+            self.superblock.update(|superblock| superblock.durable_lsn = superblock.durable_lsn.max(durable));
+            self.last_kind = GroupKind::Heartbeat;
         }
+    }
+
+    /// No heartbeats any more: the end of the log is about to be written down.
+    pub fn begin_stop(&mut self) {
+        self.stopping = true;
     }
 
     /// Gives up the oldest segment. Its slot is free when the superblock says so (L6).

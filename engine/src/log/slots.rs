@@ -71,8 +71,10 @@ pub struct Slot {
     pub file: FileId,
     /// Bytes.
     pub capacity: u64,
-    /// Positions that no write may cross.
+    /// Positions that no write should cross.
     pub edges: Vec<u64>,
+    /// Its sidecar's file, once it was opened: open for the whole life of the process too.
+    pub sidecar: Option<FileId>,
     /// What it is used for.
     pub state: SlotState,
 }
@@ -265,7 +267,14 @@ impl Prewriter {
                 let id = SlotId(slots.len() as u32);
                 let capacity = capacity_of(id, self.segment_size);
                 let file = FileId(value);
-                slots.push(Slot { id, file, capacity, edges: Vec::new(), state: SlotState::Making });
+                slots.push(Slot {
+                    id,
+                    file,
+                    capacity,
+                    edges: Vec::new(),
+                    sidecar: None,
+                    state: SlotState::Making,
+                });
                 self.making = Some(slots.len() - 1);
                 slots.len() - 1
             }

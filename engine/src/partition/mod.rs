@@ -198,12 +198,16 @@ impl Partition {
 
     /// A sidecar knows this partition's frames of a sealed segment now; what lies before `floor` is forgotten here.
     pub fn enter_sidecar(&mut self, segment: SegmentRef, floor: Lsn) {
+        match self.segments.binary_search_by_key(&segment.segment.get(), |known| known.segment.get()) {
+            // Made again: the frames are what they were, their places in the sidecar may not be.
+            Ok(index) => self.segments[index].entry = segment.entry,
+            Err(index) => self.segments.insert(index, segment),
+        }
         assert!(
-            self.segments.last().is_none_or(|last| last.first_offset.get() < segment.first_offset.get()),
+            self.segments.is_sorted_by_key(|known| known.first_offset.get()),
             "partition {}: segments are in order",
             self.id
         );
-        self.segments.push(segment);
         self.forget_before(floor);
     }
 

@@ -11,7 +11,7 @@
 use crate::log::room;
 use crate::ring::{BufRange, BufferId, Completion, Errno, FileId, Op, Ring, Token};
 use ringmq_format::SegmentSeq;
-use ringmq_format::limits::COLD_PAGE_SIZE;
+use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE};
 use std::collections::{HashMap, VecDeque};
 
 /// Reads in flight when nothing else is going on: together 1 MiB.
@@ -35,7 +35,7 @@ pub struct PageKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageState {
     Reading,
-    /// Bytes that may be looked at.
+    /// So many bytes may be looked at.
     Ready(usize),
     Failed(Errno),
 }
@@ -47,8 +47,10 @@ struct Page {
     /// Turn of its last use.
     used: u64,
     generation: u32,
-    /// Bytes of the page that were durable when it was read; less than a page at the end of the log.
+    /// Bytes of the page that are good to read; less than a page at the end of the log, or of the file.
     durable: usize,
+    /// Bytes of it that were read: a read may be cut short.
+    read: usize,
 }
 
 /// What a look at a page gives.
@@ -101,7 +103,8 @@ impl ColdCache {
     pub fn new(ring: &mut Ring, size: usize) -> Option<Self> {
         let count = size.max(COLD_SIZE_MIN) / COLD_PAGE_SIZE;
         let buffer = ring.memory.alloc(count * COLD_PAGE_SIZE, true)?;
-        let empty = Page { key: None, state: PageState::Ready(0), used: 0, generation: 0, durable: 0 };
+        let empty =
+            Page { key: None, state: PageState::Ready(0), used: 0, generation: 0, durable: 0, read: 0 };
         Some(Self {
             buffer,
             pages: vec![empty; count],
@@ -131,8 +134,7 @@ impl ColdCache {
             PageState::Ready(len) if need <= len => (false, Look::Here(self.range(index, len))),
             PageState::Reading => (false, Look::Coming),
             // Read before the log had come this far: the page is read again.
-            PageState::Ready(len) if len == page.durable && len < COLD_PAGE_SIZE => (true, Look::Coming),
-            PageState::Ready(_) => (true, Look::Failed(Errno::IO)),
+            PageState::Ready(_) => (true, Look::Coming),
             // The next look tries again: an error may have been of the moment.
             PageState::Failed(error) => (true, Look::Failed(error)),
         };
@@ -178,16 +180,30 @@ impl ColdCache {
             let generation = self.pages[index].generation.wrapping_add(1) & 0x00ff_ffff;
             let start = u64::from(key.page) * COLD_PAGE_SIZE as u64;
             let durable = durable(&key).saturating_sub(start).min(COLD_PAGE_SIZE as u64) as usize;
-            self.pages[index] =
-                Page { key: Some(key), state: PageState::Reading, used: self.turn, generation, durable };
+            let durable = durable / BLOCK_SIZE * BLOCK_SIZE;
+            let state = if durable == 0 { PageState::Failed(Errno::IO) } else { PageState::Reading };
+            self.pages[index] = Page { key: Some(key), state, used: self.turn, generation, durable, read: 0 };
             self.by_key.insert(key, index as u32);
-            let into = self.range(index as u32, COLD_PAGE_SIZE);
-            let position = u64::from(key.page) * COLD_PAGE_SIZE as u64;
-            let op = Op::Read { file: key.file, into, position };
-            ring.submit(Token::new(room::COLD, generation, index as u32), op);
+            if durable == 0 {
+                self.progressed = true; // nothing there: whoever waits is told
+                continue;
+            }
+            self.submit(ring, index as u32);
             self.in_flight += 1;
             self.reads += 1;
         }
+    }
+
+    /// Reads what is missing of a page.
+    fn submit(&self, ring: &mut Ring, index: u32) {
+        let page = &self.pages[index as usize];
+        let Some(key) = page.key else { panic!("page {index} is read for nobody") };
+        let into = self.range(index, page.durable).skip(page.read);
+        let position = u64::from(key.page) * COLD_PAGE_SIZE as u64 + page.read as u64;
+        ring.submit(
+            Token::new(room::COLD, page.generation, index),
+            Op::Read { file: key.file, into, position },
+        );
     }
 
     /// The page that was not used for longest and is not being read.
@@ -201,15 +217,27 @@ impl ColdCache {
     }
 
     /// Takes the completion of a read.
-    pub fn complete(&mut self, completion: &Completion) {
+    pub fn complete(&mut self, ring: &mut Ring, completion: &Completion) {
         let page = &mut self.pages[completion.token.slot as usize];
         assert_eq!(page.generation, completion.token.generation, "a read of another life of the page"); // R3
-        self.in_flight -= 1;
-        self.progressed = true;
         page.state = match completion.result {
-            Ok(len) => PageState::Ready(page.durable.min(len as usize)),
+            Ok(0) => PageState::Failed(Errno::IO), // the file has become shorter
+            Ok(len) => {
+                page.read += len as usize / BLOCK_SIZE * BLOCK_SIZE;
+                if page.read < page.durable {
+                    return self.submit(ring, completion.token.slot);
+                }
+                PageState::Ready(page.durable)
+            }
             Err(error) => PageState::Failed(error),
         };
+        self.in_flight -= 1;
+        self.progressed = true;
+    }
+
+    /// Parked fetches may go on for another reason.
+    pub fn note_progress(&mut self) {
+        self.progressed = true;
     }
 
     /// A page has come since the last call: parked fetches may go on.

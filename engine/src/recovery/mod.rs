@@ -39,6 +39,8 @@ const READ_SIZE: usize = 1 << 20;
 /// Writes of each kind by which the durability call of a new directory is chosen, and their time.
 const CALIBRATION_WRITES: usize = 25;
 const CALIBRATION_TIME_US: u64 = 15_000;
+/// Reads of less than a block in a row after which the file is taken to end there, and likewise of writes.
+const SHORT_MAX: usize = 16;
 
 /// Why a shard does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,8 +148,6 @@ struct Recovery<'a> {
     slots: Vec<Slot>,
     /// Headers of slots that hold or held a segment: index in `slots`, facts.
     headers: Vec<(usize, SegmentFacts)>,
-    /// Slots whose header is not valid though it is not blank either.
-    torn_headers: Vec<usize>,
     bytes_total: u64,
 }
 
@@ -166,7 +166,6 @@ pub fn open(
         buffer,
         slots: Vec::new(),
         headers: Vec::new(),
-        torn_headers: Vec::new(),
         bytes_total: 0,
     };
     let start = recovery.run();
@@ -214,13 +213,17 @@ impl Recovery<'_> {
 
     /// Reads up to `len` bytes; fewer at the end of the file.
     fn read(&mut self, file: FileId, position: u64, len: usize) -> Result<usize, Errno> {
-        let mut done = 0;
-        while done < len {
+        let (mut done, mut stuck) = (0, 0);
+        while done < len && stuck < SHORT_MAX {
             let into = BufRange::new(self.buffer, done, len - done);
             match self.ring.run(Op::Read { file, into, position: position + done as u64 })? as usize {
                 0 => break,
-                read if read < BLOCK_SIZE => break,
-                read => done += read / BLOCK_SIZE * BLOCK_SIZE,
+                // Interrupted, or the file ends inside a block.
+                read if read < BLOCK_SIZE => stuck += 1,
+                read => {
+                    done += read / BLOCK_SIZE * BLOCK_SIZE;
+                    stuck = 0;
+                }
             }
         }
         Ok(done)
@@ -252,7 +255,7 @@ impl Recovery<'_> {
             }
             let file = self.open_file(&path)?;
             let facts = self.ring.file_facts(file).map_err(|error| io("examining", &path, error))?;
-            let len = self.read(file, 0, SEGMENT_HEADER_SIZE).map_err(|error| io("reading", &path, error))?;
+            let (len, unreadable) = self.read_slot_header(file, &path)?;
             let mut capacity = capacity_of(*id, self.options.segment_size);
             let mut state = SlotState::Making;
             match SegmentFacts::parse(self.bytes(len)) {
@@ -279,17 +282,40 @@ impl Recovery<'_> {
                         reason: "written by a version of RingMQ that this one cannot read",
                     });
                 }
+                Err(corruption) if unreadable => {
+                    return Err(OpenError::Damaged {
+                        row: Some(Row::C),
+                        path,
+                        position: 0,
+                        corruption: Some(corruption),
+                        reason: "neither copy of the segment's header can be read",
+                    });
+                }
                 Err(_) if self.bytes(len).iter().any(|byte| *byte != 0) && facts.size >= capacity => {
-                    // Torn while being activated, or damaged: decided once the chain of segments is known.
+                    // Torn while being activated, or damaged. If the log needs it the chain of segments ends
+                    // too early, and that is noticed.
                     state = SlotState::Free;
-                    self.torn_headers.push(index);
                 }
                 Err(_) => {}
             }
-            self.slots.push(Slot { id: *id, file, capacity, edges: facts.extent_edges, state });
+            let edges = facts.extent_edges;
+            self.slots.push(Slot { id: *id, file, capacity, edges, sidecar: None, state });
         }
         self.headers.sort_by_key(|(_, facts)| (facts.base, facts.seq));
         Ok(())
+    }
+
+    /// Reads both copies of a slot's header, apart if they cannot be read together: either is enough. Answers the
+    /// bytes that are there, and whether some could not be read.
+    fn read_slot_header(&mut self, file: FileId, path: &Path) -> Result<(usize, bool), OpenError> {
+        match self.read(file, 0, SEGMENT_HEADER_SIZE) {
+            Ok(len) => return Ok((len, false)),
+            Err(Errno::IO) => {}
+            Err(error) => return Err(io("reading", path, error)),
+        }
+        let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
+        self.load_blocks(&mut window, SEGMENT_HEADER_SIZE)?;
+        Ok((window.len, !window.unreadable.is_empty()))
     }
 
     fn root_damage(&self, path: &Path, reason: &'static str) -> OpenError {
@@ -332,7 +358,7 @@ impl Recovery<'_> {
             sequence: 1,
             durability,
             epoch: Epoch(1),
-            clean: true,
+            clean: false,
             durable_lsn: Lsn(0),
             log_start: Lsn(0),
             log_start_seq: SegmentSeq(1),
@@ -382,12 +408,14 @@ impl Recovery<'_> {
     }
 
     fn write(&mut self, file: FileId, path: &Path, position: u64, len: usize) -> Result<(), OpenError> {
-        let mut done = 0;
+        let (mut done, mut stuck) = (0, 0);
         while done < len {
             let from = BufRange::new(self.buffer, done, len - done);
             let op = Op::Write { file, from, position: position + done as u64, durable: false };
             let written = self.ring.run(op).map_err(|error| io("writing", path, error))? as usize;
-            if written < BLOCK_SIZE {
+            // Less than a block is written again; a disk that never takes one is broken.
+            stuck = if written < BLOCK_SIZE { stuck + 1 } else { 0 };
+            if stuck == SHORT_MAX {
                 return Err(io("writing", path, Errno::IO));
             }
             done += written / BLOCK_SIZE * BLOCK_SIZE;
@@ -422,11 +450,17 @@ impl Recovery<'_> {
     ) -> Result<LogStart, OpenError> {
         let end = start.segments.back().map_or(old.durable_lsn, |segment| segment.end);
         let raise = u32::from(!self.options.planted.has(Bug::EpochNotRaised));
+        let active = start.segments.back().map(|segment| segment.facts);
         let superblock = Superblock {
             sequence: old.sequence + 1,
             epoch: Epoch(old.epoch.0 + raise),
             clean: false,
             durable_lsn: end.max(old.durable_lsn),
+            // A segment behind the cut is none any more, and its slot will be used again.
+            active_seq: active.map_or(SegmentSeq(0), |facts| facts.seq),
+            active_base: active.map_or(Lsn(0), |facts| facts.base),
+            // One that cannot be read is the one to be overwritten next, not the one before it.
+            checkpoint: start.superblock.checkpoint,
             ..old
         };
         self.write_superblock(file, path, &superblock)?;
@@ -443,6 +477,8 @@ impl Recovery<'_> {
         let seq_max = seq_max.max(superblock.active_seq);
         let mut segments = VecDeque::new();
         let checkpoint = self.load_checkpoint(superblock, &mut segments)?;
+        let checkpoint_used =
+            checkpoint.as_ref().map(|(facts, _)| (checkpoint_number(facts.sequence), facts.sequence));
         let mut durable_claim = superblock.durable_lsn;
         let (first_seq, mut point) = match &checkpoint {
             Some((facts, _)) => {
@@ -452,6 +488,10 @@ impl Recovery<'_> {
             }
             None => {
                 let first = self.find_first(superblock);
+                if first.is_none() && superblock.active_seq >= superblock.log_start_seq {
+                    let path = self.options.directory.join("log");
+                    return Err(self.root_damage(&path, "the first segment has no valid header"));
+                }
                 let lsn = first.map_or(superblock.log_start, |facts| facts.base.plus(FIRST_GROUP));
                 let chain = first.map_or(0, |facts| facts.previous_chain);
                 (first.map_or(SegmentSeq(0), |facts| facts.seq), ScanPoint { lsn, chain, epoch: Epoch(0) })
@@ -482,6 +522,7 @@ impl Recovery<'_> {
                 entries: std::mem::take(&mut entries),
                 sidecar: None,
                 sealed: false,
+                index_lost: false,
             };
             if !skipped_to_scan {
                 point.lsn = facts.base.plus(FIRST_GROUP);
@@ -514,7 +555,7 @@ impl Recovery<'_> {
             segments,
             chain: point.chain,
             seq_max,
-            superblock: superblock.clone(),
+            superblock: Superblock { checkpoint: checkpoint_used, ..superblock.clone() },
             superblock_file: FileId(0),
             fresh: false,
         })
@@ -679,40 +720,19 @@ impl Recovery<'_> {
             entries: Vec::new(),
             sidecar: None,
             sealed: true,
+            index_lost: false,
         };
-        let len = self.read(file, 0, BLOCK_SIZE).map_err(|error| io("reading", &path, error))?;
+        self.slots[slot].sidecar = Some(file);
+        let len = match self.read(file, 0, BLOCK_SIZE) {
+            Err(Errno::IO) => 0,
+            read => read.map_err(|error| io("reading", &path, error))?,
+        };
         match sidecar::parse_header(self.bytes(len), facts.seq, facts.incarnation) {
             Ok(found) => segment.sidecar = Some((file, found.entries as u32)),
-            Err(_) => self.rebuild_index(&mut segment)?,
+            // Derived, and made again from the segment while the shard runs.
+            Err(_) => segment.index_lost = true,
         }
         segments.push_back(segment);
-        Ok(())
-    }
-
-    /// A sidecar that cannot be used is made again from its segment; frames it cannot reach answer `Damaged`.
-    fn rebuild_index(&mut self, segment: &mut Segment) -> Result<(), OpenError> {
-        let facts = segment.facts;
-        let mut lsn = facts.base.plus(FIRST_GROUP);
-        while lsn < segment.end {
-            let position = facts.position(lsn);
-            let Ok(bytes_read) = self.read(self.slots[segment.slot].file, position, BLOCK_SIZE) else {
-                break;
-            };
-            let Ok(header) = GroupHeader::parse(self.bytes(bytes_read), facts.incarnation, facts.seq, lsn)
-            else {
-                break;
-            };
-            let header = *header;
-            if self.read(self.slots[segment.slot].file, position, header.total()).is_err() {
-                break;
-            }
-            for (at, frame) in group_frames(&header, self.bytes(header.total())) {
-                if frame.header.partition.get() != 0 {
-                    segment.entries.push(index_entry(frame.header, position + at as u64));
-                }
-            }
-            lsn = lsn.plus(header.total() as u64);
-        }
         Ok(())
     }
 
@@ -866,7 +886,7 @@ impl Recovery<'_> {
             let want = len.next_multiple_of(BLOCK_SIZE).max(READ_SIZE).min(GROUP_SIZE_MAX + READ_SIZE);
             match self.read(window.file, position, want) {
                 Ok(read) => window.len = read,
-                Err(Errno::IO) => self.load_blocks(window, want),
+                Err(Errno::IO) => self.load_blocks(window, want)?,
                 Err(error) => {
                     return Err(io("reading", &self.options.directory.join("log"), error));
                 }
@@ -878,21 +898,29 @@ impl Recovery<'_> {
     }
 
     /// Block by block, so that one bad sector does not hide its neighbours.
-    fn load_blocks(&mut self, window: &mut Window, want: usize) {
+    fn load_blocks(&mut self, window: &mut Window, want: usize) -> Result<(), OpenError> {
         window.len = 0;
-        for at in (0..want).step_by(BLOCK_SIZE) {
-            let into = BufRange::new(self.buffer, at, BLOCK_SIZE);
-            let position = window.position + at as u64;
+        let mut stuck = 0;
+        while window.len < want && stuck < SHORT_MAX {
+            let into = BufRange::new(self.buffer, window.len, BLOCK_SIZE);
+            let position = window.position + window.len as u64;
             match self.ring.run(Op::Read { file: window.file, into, position }) {
-                Ok(read) if read as usize == BLOCK_SIZE => {}
-                Ok(_) => return,
-                Err(_) => {
+                Ok(0) => break,
+                Ok(read) if (read as usize) < BLOCK_SIZE => {
+                    stuck += 1;
+                    continue;
+                }
+                Ok(_) => {}
+                Err(Errno::IO) => {
                     window.unreadable.push(position);
                     self.ring.memory.bytes_mut(into).fill(0);
                 }
+                Err(error) => return Err(io("reading", &self.options.directory.join("log"), error)),
             }
-            window.len = at + BLOCK_SIZE;
+            stuck = 0;
+            window.len += BLOCK_SIZE;
         }
+        Ok(())
     }
 
     fn window_bytes(&self, window: &Window, position: u64) -> &[u8] {
@@ -965,6 +993,11 @@ struct Window {
 
 fn io(during: &'static str, path: &Path, error: Errno) -> OpenError {
     OpenError::Io { during, path: path.to_owned(), error }
+}
+
+/// The file, 1 or 2, of the checkpoint with this sequence.
+pub fn checkpoint_number(sequence: u64) -> u8 {
+    if sequence.is_multiple_of(2) { 2 } else { 1 }
 }
 
 /// Name of checkpoint file 1 or 2.

@@ -64,6 +64,95 @@ struct Buffer {
     arena: bool,
     /// Never used twice, so that a registration of an earlier buffer of the same id is recognised.
     serial: u64,
+    /// Owner of the bytes, where they are not a mapping of ours.
+    adopted: Option<Vec<u8>>,
+}
+
+fn map(len: usize, arena: bool) -> Option<NonNull<u8>> {
+    #[cfg(feature = "sim")]
+    if !arena && let Some(base) = spare::take(len) {
+        return Some(base);
+    }
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours (R1).
+    let base =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags).ok()? };
+    let base = NonNull::new(base.cast::<u8>())?;
+    if arena {
+        // SAFETY: advice about the mapping just made; failing only costs speed (R1).
+        let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
+    }
+    Some(base)
+}
+
+/// Nothing of the mapping may be lent, and no slice of it may live.
+fn unmap(base: NonNull<u8>, len: usize, arena: bool) {
+    #[cfg(feature = "sim")]
+    if !arena && spare::keep(base, len) {
+        return;
+    }
+    #[cfg(not(feature = "sim"))]
+    let _ = arena;
+    // SAFETY: the mapping is ours, nothing is lent, and no slice outlives a borrow of its `Memory` (R1).
+    let _ = unsafe { munmap(base.as_ptr().cast(), len) };
+}
+
+/// Mappings kept for the next buffer of their size: thousands of simulated lives a second would otherwise spend
+/// most of their time in page faults. Never of arenas, which are not touched as a whole.
+#[cfg(feature = "sim")]
+mod spare {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::ptr::NonNull;
+
+    const BYTES_MAX: usize = 32 << 20;
+
+    #[derive(Default)]
+    struct Spare {
+        by_len: BTreeMap<usize, Vec<NonNull<u8>>>,
+        bytes: usize,
+    }
+
+    impl Drop for Spare {
+        fn drop(&mut self) {
+            for (len, bases) in std::mem::take(&mut self.by_len) {
+                for base in bases {
+                    // SAFETY: whoever gave the mapping to `keep` has given it up (R1).
+                    let _ = unsafe { rustix::mm::munmap(base.as_ptr().cast(), len) };
+                }
+            }
+        }
+    }
+
+    thread_local! {
+        static SPARE: RefCell<Spare> = RefCell::default();
+    }
+
+    pub(super) fn take(len: usize) -> Option<NonNull<u8>> {
+        let base = SPARE.with_borrow_mut(|spare| {
+            let base = spare.by_len.get_mut(&len)?.pop()?;
+            spare.bytes -= len;
+            Some(base)
+        })?;
+        // SAFETY: a mapping of `len` bytes that nobody else has (R1).
+        unsafe { base.as_ptr().write_bytes(0, len) };
+        Some(base)
+    }
+
+    /// Whether the mapping was taken over.
+    pub(super) fn keep(base: NonNull<u8>, len: usize) -> bool {
+        // A thread that ends may have dropped its spare ones already.
+        let kept = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            let room = spare.bytes + len <= BYTES_MAX;
+            if room {
+                spare.bytes += len;
+                spare.by_len.entry(len).or_default().push(base);
+            }
+            room
+        });
+        kept.unwrap_or(false)
+    }
 }
 
 /// All buffers of one ring.
@@ -80,30 +169,42 @@ impl Memory {
     /// `None` when the kernel has no memory left to give.
     pub fn alloc(&mut self, len: usize, arena: bool) -> Option<BufferId> {
         let len = len.next_multiple_of(4096).max(4096);
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours (R1).
-        let base = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags).ok()?
-        };
-        let base = NonNull::new(base.cast::<u8>())?;
-        if arena {
-            // SAFETY: advice about the mapping just made; failing only costs speed (R1).
-            let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
-        }
+        let base = map(len, arena)?;
         self.mapped += len;
         self.serials += 1;
-        let buffer = Buffer { base, len, lent: 0, arena, serial: self.serials };
-        let slot = match self.free.pop() {
+        Some(self.enter(Buffer { base, len, lent: 0, arena, serial: self.serials, adopted: None }))
+    }
+
+    fn enter(&mut self, buffer: Buffer) -> BufferId {
+        match self.free.pop() {
             Some(slot) => {
                 self.buffers[slot as usize] = Some(buffer);
-                slot
+                BufferId(slot)
             }
             None => {
                 self.buffers.push(Some(buffer));
-                self.buffers.len() as u32 - 1
+                BufferId(self.buffers.len() as u32 - 1)
             }
+        }
+    }
+
+    /// Makes a buffer of bytes that somebody has collected, for one send or receive; `release` gives them back.
+    pub fn adopt(&mut self, mut bytes: Vec<u8>) -> BufferId {
+        assert!(!bytes.is_empty(), "a buffer has bytes");
+        self.serials += 1;
+        let (base, len) = (NonNull::from(bytes.as_mut_slice()).cast(), bytes.len());
+        self.enter(Buffer { base, len, lent: 0, arena: false, serial: self.serials, adopted: Some(bytes) })
+    }
+
+    /// The bytes of an adopted buffer of which nothing is lent.
+    pub fn release(&mut self, id: BufferId) -> Vec<u8> {
+        let buffer = self.buffers.get_mut(id.0 as usize).and_then(Option::take);
+        let Some(Buffer { lent, adopted: Some(bytes), .. }) = buffer else {
+            panic!("{id:?} was not adopted");
         };
-        Some(BufferId(slot))
+        assert_eq!(lent, 0, "{id:?} is released while the kernel has it"); // R1
+        self.free.push(id.0);
+        bytes
     }
 
     /// Unmaps a buffer of which nothing is lent.
@@ -111,11 +212,11 @@ impl Memory {
         let Some(buffer) = self.buffers.get_mut(id.0 as usize).and_then(Option::take) else {
             panic!("{id:?} is freed twice");
         };
+        assert!(buffer.adopted.is_none(), "{id:?} is released, not freed");
         assert_eq!(buffer.lent, 0, "{id:?} is freed while the kernel has it"); // R1
         self.mapped -= buffer.len;
         self.free.push(id.0);
-        // SAFETY: the mapping is ours, nothing is lent, and no slice outlives a borrow of `self` (R1).
-        let _ = unsafe { munmap(buffer.base.as_ptr().cast(), buffer.len) };
+        unmap(buffer.base, buffer.len, buffer.arena);
     }
 
     fn get(&self, id: BufferId) -> &Buffer {
@@ -215,9 +316,10 @@ impl Drop for Memory {
     fn drop(&mut self) {
         for buffer in self.buffers.drain(..).flatten() {
             // A ring that is dropped with ops in flight leaks their buffers: the kernel may still write there.
-            if buffer.lent == 0 {
-                // SAFETY: the mapping is ours and nothing of it is lent (R1).
-                let _ = unsafe { munmap(buffer.base.as_ptr().cast(), buffer.len) };
+            match (buffer.lent, buffer.adopted) {
+                (0, None) => unmap(buffer.base, buffer.len, buffer.arena),
+                (0, Some(bytes)) => drop(bytes),
+                (_, adopted) => std::mem::forget(adopted),
             }
         }
     }

@@ -112,14 +112,15 @@ pub enum Op {
         /// The listener.
         listener: SocketId,
     },
-    /// Receives what is there, up to the whole range. Result: bytes; 0 when the peer has finished.
+    /// Receives what is there, up to the whole range. Result: bytes; 0 when the peer has finished. One at a time on
+    /// each connection.
     Recv {
         /// Which connection.
         socket: SocketId,
         /// Where to.
         into: BufRange,
     },
-    /// Sends. Result: bytes taken, which may be fewer than asked.
+    /// Sends. Result: bytes taken, which may be fewer than asked. One at a time on each connection.
     Send {
         /// Which connection.
         socket: SocketId,

@@ -7,10 +7,10 @@ use super::{Shard, Stopping};
 use crate::log::publish::{Progress, Publish};
 use crate::log::room;
 use crate::planted::Bug;
-use crate::recovery::checkpoint_file;
+use crate::recovery::{checkpoint_file, checkpoint_number};
 use crate::ring::{Errno, FileId, Ring};
 use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, SegmentItem};
-use ringmq_format::limits::{BLOCK_SIZE, CHECKPOINT_CHUNK_TARGET, CHECKPOINT_INTERVAL};
+use ringmq_format::limits::{BLOCK_SIZE, CHECKPOINT_CHUNK_TARGET};
 use ringmq_format::{Lsn, PartitionId};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -60,6 +60,11 @@ impl Checkpointing {
 
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.step, Step::Idle)
+    }
+
+    /// When a checkpoint that is wanted may be begun.
+    pub(super) fn retry_at_us(&self) -> u64 {
+        self.retry_at_us
     }
 
     pub(super) fn is_capturing(&self) -> bool {
@@ -191,11 +196,11 @@ impl Shard {
         match std::mem::replace(&mut self.checkpointing.step, Step::Idle) {
             Step::Idle => {
                 let begun = self.checkpointing.last_begin;
-                let grown = self.log.end().0.saturating_sub(begun.0) >= CHECKPOINT_INTERVAL;
+                let grown = self.log.end().0.saturating_sub(begun.0) >= self.options.checkpoint_interval;
                 let wanted = grown || self.wants_checkpoint;
-                let running = self.stopping == Stopping::No && self.log.is_ready();
+                // Also before the log is ready: that may need a slot, which retention frees, which needs this.
                 if wanted
-                    && running
+                    && self.stopping == Stopping::No
                     && now >= self.checkpointing.retry_at_us
                     && !self.log.segments().is_empty()
                 {
@@ -240,7 +245,10 @@ impl Shard {
         let path = self.options.directory.join(checkpoint_file(number));
         let file = self.checkpointing.files[usize::from(number) - 1];
         match Publish::new(ring, room::CHECKPOINT, path, file, bytes) {
-            Some(publish) => Step::Publishing(facts, publish),
+            Some(mut publish) => {
+                publish.step(ring, !self.log.has_flights());
+                Step::Publishing(facts, publish)
+            }
             None => Step::Idle,
         }
     }
@@ -271,8 +279,4 @@ impl Shard {
             }
         }
     }
-}
-
-fn checkpoint_number(sequence: u64) -> u8 {
-    if sequence.is_multiple_of(2) { 2 } else { 1 }
 }

@@ -74,17 +74,19 @@ enum Step {
 
 enum Index<T> {
     Found(T),
+    /// No such entry.
+    Nothing,
     Coming,
     Damaged,
 }
 
-/// One frame's place in a file.
+/// Bytes of a segment, where they are in its file.
 #[derive(Clone, Copy)]
-struct FilePlace {
-    file: FileId,
-    segment: SegmentSeq,
-    position: u64,
-    len: usize,
+pub(super) struct FilePlace {
+    pub(super) file: FileId,
+    pub(super) segment: SegmentSeq,
+    pub(super) position: u64,
+    pub(super) len: usize,
 }
 
 impl Shard {
@@ -156,7 +158,7 @@ impl Shard {
                     len: entry.len.get(),
                     count: entry.count.get(),
                 },
-                Index::Found(_) | Index::Damaged => {
+                Index::Found(_) | Index::Nothing | Index::Damaged => {
                     return Some(Step::Damaged(self.end_of_segment(id, segment)));
                 }
                 Index::Coming => return Some(Step::Cold),
@@ -187,7 +189,11 @@ impl Shard {
         delivered: &Delivered,
         sink: &mut dyn FnMut(&Delivered, &[u8]),
     ) -> Step {
-        let Some(segment) = self.log.segment_at(frame.lsn) else {
+        // The index says where to look and may be wrong: what it leads to has to be in the log at all.
+        let frame_end = frame.lsn.plus(u64::from(frame.len));
+        let found = self.log.segment_at(frame.lsn);
+        let Some(segment) = found.filter(|found| frame_end <= found.end && frame_end <= self.log.durable())
+        else {
             return Step::Damaged(frame.end_offset());
         };
         let place = FilePlace {
@@ -218,7 +224,12 @@ impl Shard {
     }
 
     /// Collects bytes of a file from cold pages. `false`: some are still to come.
-    fn gather(&mut self, ring: &Ring, place: &FilePlace, out: &mut Vec<u8>) -> Result<bool, Errno> {
+    pub(super) fn gather(
+        &mut self,
+        ring: &Ring,
+        place: &FilePlace,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Errno> {
         let page_size = COLD_PAGE_SIZE as u64;
         let end = place.position + place.len as u64;
         let (first, last) = (place.position / page_size, (end - 1) / page_size);
@@ -264,7 +275,8 @@ impl Shard {
         })
     }
 
-    /// The last entry of the partition in a sidecar, from entry `first` on, for which `before` holds.
+    /// The last entry of the partition in a segment, from entry `first` of its sidecar on, for which `before`
+    /// holds.
     fn find_entry(
         &mut self,
         ring: &Ring,
@@ -273,12 +285,13 @@ impl Shard {
         id: PartitionId,
         before: impl Fn(&IndexEntry) -> bool,
     ) -> Index<(IndexEntry, ringmq_format::Lsn)> {
-        let Some((facts, file, entries)) = self.log.segment(segment).and_then(|segment: &Segment| {
-            segment.sidecar.map(|(file, entries)| (segment.facts, file, entries))
-        }) else {
-            return Index::Damaged;
+        let Some(known) = self.log.segment(segment) else { return Index::Damaged };
+        let facts = known.facts;
+        let Some((file, entries)) = known.sidecar else { return find_in_ram(known, id, before) };
+        let holds = |entry: &IndexEntry| {
+            let partition = PartitionId(entry.partition.get());
+            partition < id || partition == id && before(entry)
         };
-        let holds = |entry: &IndexEntry| PartitionId(entry.partition.get()) == id && before(entry);
         // Binary search over [low, high): `holds` is true below some point and false from there on.
         let (mut low, mut high) = (first, entries);
         let mut best = None;
@@ -291,18 +304,23 @@ impl Shard {
             let range = match self.cold.look(key, in_page + BLOCK_SIZE) {
                 Look::Here(range) => range,
                 Look::Coming => return Index::Coming,
-                Look::Failed(_) => return Index::Damaged,
+                Look::Failed(_) => {
+                    self.lose_index(segment);
+                    return Index::Coming;
+                }
             };
             let bytes = &ring.memory.bytes(range)[in_page..];
             let Ok(found) = parse_block(bytes, facts.seq, facts.incarnation, block) else {
-                return Index::Damaged;
+                self.lose_index(segment);
+                return Index::Coming;
             };
             // Everything that this block can decide, at once.
             let block_start = block * BLOCK_ENTRIES as u32;
             let from = low.max(block_start) - block_start;
             let to = (high.min(block_start + found.len() as u32)).saturating_sub(block_start);
             let Some(slice) = found.get(from as usize..to as usize).filter(|slice| !slice.is_empty()) else {
-                return Index::Damaged;
+                self.lose_index(segment);
+                return Index::Coming;
             };
             let true_count = slice.partition_point(&holds) as u32;
             if true_count > 0 {
@@ -317,8 +335,8 @@ impl Shard {
             }
         }
         match best {
-            Some(entry) => Index::Found((entry, facts.base)),
-            None => Index::Damaged,
+            Some(entry) if entry.partition.get() == id.0 => Index::Found((entry, facts.base)),
+            _ => Index::Nothing,
         }
     }
 
@@ -352,14 +370,11 @@ impl Shard {
             let first = reference.entry.get();
             match self.find_entry(ring, seq, first, id, |entry| entry.timestamp.get() < time_ms) {
                 Index::Coming => return TimeLookup::Cold,
+                Index::Damaged => return TimeLookup::Damaged,
                 // No entry is older: the first one is it.
-                Index::Damaged => match self.find_entry(ring, seq, first, id, |_| true) {
-                    Index::Found(_) => {
-                        return TimeLookup::At(Offset(reference.first_offset.get()), time_ms);
-                    }
-                    Index::Coming => return TimeLookup::Cold,
-                    Index::Damaged => return TimeLookup::Damaged,
-                },
+                Index::Nothing => {
+                    return TimeLookup::At(Offset(reference.first_offset.get()), time_ms);
+                }
                 Index::Found((older, _)) => {
                     let next = older.end_offset();
                     // The frame behind it may already be in the next segment or in RAM, which is as good.
@@ -376,5 +391,21 @@ impl Shard {
             }
             _ => TimeLookup::At(visible, time_ms),
         }
+    }
+}
+
+/// As `find_entry`, in a segment that has no sidecar now: in log order, so in the order of offsets too.
+fn find_in_ram(
+    segment: &Segment,
+    id: PartitionId,
+    before: impl Fn(&IndexEntry) -> bool,
+) -> Index<(IndexEntry, ringmq_format::Lsn)> {
+    if segment.index_lost {
+        return Index::Coming;
+    }
+    let entries = segment.entries.iter().filter(|entry| entry.partition.get() == id.0);
+    match entries.take_while(|entry| before(entry)).last() {
+        Some(entry) => Index::Found((*entry, segment.facts.base)),
+        None => Index::Nothing,
     }
 }

@@ -15,7 +15,7 @@ mod sidecars;
 
 use crate::catalogue::Catalogue;
 use crate::log::arena::ARENA_SIZE_MIN;
-use crate::log::{Log, LogOptions, LogStats, Poison, Refused, room};
+use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
 use crate::partition::Partition;
 use crate::partition::producers::{Original, Verdict};
 use crate::planted::Planted;
@@ -27,11 +27,14 @@ pub use fetch::{Delivered, Fetched, TimeLookup};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::{Frame, FrameKind, encode};
+#[cfg(doc)]
+use ringmq_format::limits::CHECKPOINT_INTERVAL;
 use ringmq_format::limits::{FRAME_HEADER_SIZE, frame_size_max};
 use ringmq_format::record::Payload;
+use ringmq_format::sidecar;
 use ringmq_format::superblock::Durability;
 use ringmq_format::{Lsn, Offset, PartitionId, ShardId};
-use sidecars::SidecarJob;
+use sidecars::{Reindex, SidecarJob};
 use std::path::PathBuf;
 
 /// Smallest memory budget of a shard: its log arena and its cold arena.
@@ -60,6 +63,8 @@ pub struct ShardOptions {
     pub retain_time_ms: Option<u64>,
     /// The oldest segments are given up while the shard keeps more bytes than this.
     pub retain_size: Option<u64>,
+    /// Log between two checkpoints, in bytes; [`CHECKPOINT_INTERVAL`] but for tests.
+    pub checkpoint_interval: u64,
     /// The durability call of a new shard; `None` measures.
     pub durability: Option<Durability>,
     /// A bug planted by a test.
@@ -159,6 +164,7 @@ pub struct Shard {
     partitions: Vec<Option<Partition>>,
     catalogue: Catalogue,
     sidecar: Option<SidecarJob>,
+    reindex: Option<Reindex>,
     checkpointing: Checkpointing,
     stopping: Stopping,
     retention_at_us: u64,
@@ -185,7 +191,14 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, catalogue } = replay.finish();
+        let replay::Replayed { mut partitions, catalogue } =
+            replay.finish().map_err(|corruption| OpenError::Damaged {
+                row: None,
+                path: options.directory.clone(),
+                position: 0,
+                corruption: Some(corruption),
+                reason: "the log does not delete a partition that the checkpoint knows as deleted",
+            })?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
             // A checkpoint may still speak of segments that were retired after it.
@@ -214,6 +227,7 @@ impl Shard {
             partitions,
             catalogue,
             sidecar: None,
+            reindex: None,
             checkpointing: Checkpointing::after(covered.0, covered.1),
             stopping: Stopping::No,
             retention_at_us: 0,
@@ -361,7 +375,7 @@ impl Shard {
         match completion.token.room {
             room::SIDECAR => self.complete_sidecar(ring, completion.result),
             room::CHECKPOINT => self.complete_checkpoint(ring, completion.result),
-            room::COLD => self.cold.complete(completion),
+            room::COLD => self.cold.complete(ring, completion),
             _ => self.log.complete(ring, completion),
         }
     }
@@ -370,14 +384,14 @@ impl Shard {
     pub fn turn(&mut self, ring: &mut Ring) {
         self.log.turn(ring);
         self.turn_visible();
-        self.turn_cold(ring);
-        if self.log.poisoned().is_some() {
-            return;
+        if self.log.poisoned().is_none() {
+            self.turn_sidecar(ring);
+            self.turn_checkpoint(ring);
+            self.turn_retention(ring);
+            self.turn_stop();
+            self.log.turn_superblock(ring);
         }
-        self.turn_sidecar(ring);
-        self.turn_checkpoint(ring);
-        self.turn_retention(ring);
-        self.turn_stop();
+        self.turn_cold(ring);
     }
 
     /// Consumers see what became durable (H1).
@@ -396,10 +410,13 @@ impl Shard {
     fn turn_cold(&mut self, ring: &mut Ring) {
         let log = &self.log;
         let durable = |key: &crate::reader::PageKey| match log.segment(key.segment) {
-            Some(segment) if !segment.sealed && log.slots()[segment.slot].file == key.file => {
-                log.durable().0.saturating_sub(segment.facts.base.0)
+            Some(segment) if log.slots()[segment.slot].file == key.file => {
+                log.durable().min(segment.end).0.saturating_sub(segment.facts.base.0)
             }
-            _ => u64::MAX,
+            Some(Segment { sidecar: Some((file, entries)), .. }) if *file == key.file => {
+                sidecar::size(*entries)
+            }
+            _ => 0,
         };
         self.cold.turn(ring, log.has_flights(), &durable);
     }
@@ -416,9 +433,16 @@ impl Shard {
 
     /// When `turn` wants to be called though nothing has completed.
     pub fn deadline(&self) -> Option<u64> {
-        let retention = (self.options.retain_time_ms.is_some() || self.options.retain_size.is_some())
-            .then_some(self.retention_at_us);
-        self.log.deadline().into_iter().chain(retention).min()
+        if self.log.poisoned().is_some() {
+            return None;
+        }
+        let running = self.stopping == Stopping::No;
+        let retains = self.options.retain_time_ms.is_some() || self.options.retain_size.is_some();
+        let retention = (running && retains).then_some(self.retention_at_us);
+        let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
+            .then_some(self.checkpointing.retry_at_us());
+        let own = [retention, checkpoint, self.sidecar_deadline()];
+        self.log.deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
     /// More is to be done than what completions will bring: `turn` again without sleeping.
@@ -472,6 +496,7 @@ impl Shard {
     pub fn begin_stop(&mut self) {
         if self.stopping == Stopping::No {
             self.stopping = Stopping::Draining;
+            self.log.begin_stop();
         }
     }
 
@@ -482,10 +507,17 @@ impl Shard {
 
     fn turn_stop(&mut self) {
         self.stopping = match self.stopping {
-            Stopping::Draining if self.log.is_quiet() && self.log.is_ready() && self.sidecars_are_done() => {
-                if self.log.segments().is_empty() {
+            Stopping::Draining
+                if self.log.is_quiet() && self.log.is_ready() && self.checkpointing.is_idle() =>
+            {
+                let has_active = self.log.segments().back().is_some_and(|segment| !segment.sealed);
+                if self.log.durable() < self.log.end() {
+                    Stopping::Draining
+                } else if !has_active || self.sidecar_has_failed() {
+                    // Without sidecars, or without a segment to go on in, no checkpoint can stand for the log: the
+                    // next start reads more.
                     Stopping::Checkpointing
-                } else if self.checkpointing.is_idle() {
+                } else if self.sidecars_are_done() {
                     self.begin_checkpoint(true);
                     Stopping::Checkpointing
                 } else {

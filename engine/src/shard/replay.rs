@@ -35,14 +35,27 @@ pub(super) fn enter_topic(
     catalogue.enter(entry);
 }
 
+/// How much of a partition the checkpoint reflects. Its chunks are of different times: a topic may be in the one of
+/// the topics and its partitions not in theirs (deleted between the two), or the other way round (made between).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reflected {
+    /// Nothing: made by a frame of the log.
+    #[default]
+    Nothing,
+    /// Everything before this LSN.
+    Until(Lsn),
+    /// The topic is there, the partition is not: a frame of the log will delete it, and nothing before counts.
+    Deleted,
+}
+
 /// Replays checkpoint and log.
 pub(super) struct Replay<'a> {
     shard: ShardId,
     shards: u16,
     partitions: Vec<Option<Partition>>,
     catalogue: Catalogue,
-    /// Partitions of a checkpoint chunk and the LSN that it reflects, ascending.
-    stamps: Vec<(PartitionId, PartitionId, Lsn)>,
+    /// By the index of the partition.
+    reflected: Vec<Reflected>,
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
@@ -58,28 +71,57 @@ impl<'a> Replay<'a> {
             shards,
             partitions: Vec::new(),
             catalogue: Catalogue::default(),
-            stamps: Vec::new(),
+            reflected: Vec::new(),
             progress,
         }
     }
 
-    pub(super) fn finish(self) -> Replayed {
-        Replayed { partitions: self.partitions, catalogue: self.catalogue }
+    /// What was found; fails if a partition that the checkpoint knew as deleted was not.
+    pub(super) fn finish(self) -> Result<Replayed, Corruption> {
+        for (partition, reflected) in self.partitions.iter().zip(&self.reflected) {
+            if let (Some(partition), Reflected::Deleted) = (partition, reflected) {
+                let id = u64::from(partition.id().0);
+                return Err(Corruption::new("checkpoint", "partition", Damage::Field, 0, id));
+            }
+        }
+        Ok(Replayed { partitions: self.partitions, catalogue: self.catalogue })
+    }
+
+    fn index(&self, id: PartitionId) -> usize {
+        id.0 as usize / usize::from(self.shards)
     }
 
     fn get(&mut self, id: PartitionId) -> Option<&mut Partition> {
-        let index = id.0 as usize / usize::from(self.shards);
+        let index = self.index(id);
         self.partitions.get_mut(index)?.as_mut().filter(|partition| partition.id() == id)
-    }
-
-    /// Is the effect of a frame at `lsn` already in the checkpoint?
-    fn is_reflected(&self, id: PartitionId, lsn: Lsn) -> bool {
-        let index = self.stamps.partition_point(|(_, last, _)| *last < id);
-        self.stamps.get(index).is_some_and(|(first, _, stamp)| *first <= id && lsn < *stamp)
     }
 
     fn enter_topic(&mut self, entry: TopicEntry) {
         enter_topic(&mut self.catalogue, &mut self.partitions, self.shard, self.shards, entry);
+        self.reflected.resize(self.partitions.len(), Reflected::Nothing);
+    }
+
+    /// A topic of the checkpoint, whose partitions are to follow.
+    fn expect_topic(&mut self, entry: TopicEntry) {
+        let ids: Vec<_> = entry.partition_ids().filter(|id| id.shard(self.shards) == self.shard).collect();
+        self.enter_topic(entry);
+        for id in ids {
+            let index = self.index(id);
+            self.reflected[index] = Reflected::Deleted;
+        }
+    }
+
+    fn restore_partition(&mut self, item: &PartitionItem, stamp: Lsn, scan: SegmentSeq) {
+        if item.partition.shard(self.shards) != self.shard {
+            return;
+        }
+        let index = self.index(item.partition);
+        if self.partitions.len() <= index {
+            self.partitions.resize_with(index + 1, || None);
+            self.reflected.resize(index + 1, Reflected::Nothing);
+        }
+        self.partitions[index] = Some(Partition::from_item(item, scan));
+        self.reflected[index] = Reflected::Until(stamp);
     }
 }
 
@@ -95,17 +137,14 @@ impl Visitor for Replay<'_> {
             ChunkKind::Topics => {
                 for _ in 0..chunk.items {
                     let entry = TopicEntry::take(&mut rest)?;
-                    self.enter_topic(entry);
+                    self.expect_topic(entry);
                 }
             }
             ChunkKind::Partitions => {
                 for _ in 0..chunk.items {
                     let item = PartitionItem::take(&mut rest)?;
-                    if let Some(partition) = self.get(item.partition) {
-                        *partition = Partition::from_item(&item, scan);
-                    }
+                    self.restore_partition(&item, chunk.stamp, scan);
                 }
-                self.stamps.push((chunk.first_key, chunk.last_key, chunk.stamp));
             }
             ChunkKind::ActiveIndex => {
                 for entry in <[IndexEntry]>::ref_from_bytes(chunk.payload).unwrap_or(&[]) {
@@ -135,12 +174,16 @@ impl Visitor for Replay<'_> {
             }
             FrameKind::Data => {
                 let id = header.partition();
-                let reflected = self.is_reflected(id, lsn);
+                let reflected = self.reflected.get(self.index(id)).copied().unwrap_or_default();
                 // A partition that is not known was deleted.
                 let Some(partition) = self.get(id) else { return Ok(()) };
-                if reflected {
-                    partition.push_index(FrameRef::new(header, lsn));
-                    return Ok(());
+                match reflected {
+                    Reflected::Deleted => return Ok(()),
+                    Reflected::Until(stamp) if lsn < stamp => {
+                        partition.push_index(FrameRef::new(header, lsn));
+                        return Ok(());
+                    }
+                    Reflected::Until(_) | Reflected::Nothing => {}
                 }
                 if header.base_offset() != partition.next() {
                     return Err(contradiction("base_offset", partition.next(), header.base_offset()));

@@ -1,3 +1,56 @@
-//! Under construction.
+//! The client library: publish to and read from a RingMQ server.
+//!
+//! Map of rooms: [`core`] is the logic without I/O (connections, producing, consuming as state machines; a
+//! simulator drives the same ones), the rest is a thin tokio shell: `link` owns a socket, [`Client`], [`Producer`]
+//! and [`Consumer`] are what a program holds. It runs on a current-thread runtime as well as on many threads and
+//! needs no io_uring.
+//!
+//! What it promises
+//! - An acknowledged record is on disk.
+//! - A record is stored once, whatever connections or servers do meanwhile: it is sent again with the same producer,
+//!   epoch and sequence, and the server answers with the first offset. Records of a partition keep their order.
+//! - A consumer gets every record of a partition once and in order, checked by both checksums of its frame.
+//! - Memory is bounded: `send` waits for room, a consumer is only sent what it has credit for.
+//!
+//! ```no_run
+//! use ringmq_client::{Client, ClientConfig, ConsumerConfig, ProducerConfig, RecordBuf};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:7700")).await?;
+//!
+//! let producer = client.producer("orders", ProducerConfig { auto_create: true, ..Default::default() }).await?;
+//! let ack = producer.send(RecordBuf::new("first message").key("customer-7"), None).await?.await?;
+//! println!("orders[{}]@{} is on disk", ack.partition, ack.offset);
+//!
+//! let mut consumer = client.consumer("orders", ConsumerConfig::default()).await?;
+//! let record = consumer.next().await?;
+//! println!("{}: {:?}", record.offset, record.body);
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod clock;
+mod config;
+mod consumer;
 pub mod core;
+mod error;
 pub mod limits;
+mod link;
+mod partitioner;
+mod producer;
+
+pub use crate::core::Refused;
+pub use crate::core::connection::{FrameOutcome, ServerInfo, Stored};
+pub use crate::core::consumer::{Halt, OutOfRange, Start};
+pub use crate::core::decode::{ConsumedRecord, Properties, ReceiveError};
+pub use crate::core::producer::ProducerIdentity;
+pub use client::{Client, Fetched, PartitionInfo, TopicDescription, TopicInfo};
+pub use config::{ClientConfig, ConsumerConfig, Partitions, ProducerConfig};
+pub use consumer::Consumer;
+pub use error::{ClientError, ConsumeError, SendError};
+pub use partitioner::partition_of_key;
+pub use producer::{Ack, Producer, RecordBuf, SendFuture};
+pub use ringmq_format::frame::Codec;
+pub use ringmq_format::record::{FrameBuilder, ProducerStamp, Record};
+pub use ringmq_protocol::{ErrorCode, OffsetSpec, Retry};

@@ -76,7 +76,8 @@ impl Latencies {
         for (at, count) in buckets.iter().enumerate().take(last + 1).skip(first) {
             let width = (*count as f64 / most as f64 * BAR_WIDTH as f64).ceil() as usize;
             let below = format_us((1u128 << (at + 1)) as f64 / 1e3);
-            let _ = writeln!(text, "  < {below:>9}  {count:>10}  {}", "#".repeat(width));
+            let line = format!("  < {below:>9}  {count:>10}  {}", "#".repeat(width));
+            let _ = writeln!(text, "{}", line.trim_end());
         }
         text
     }

@@ -52,6 +52,9 @@ pub(super) struct MachineArgs {
     out: Option<PathBuf>,
 }
 
+/// Above this load average, others take the cores often enough to double a latency.
+const LOAD_QUIET: f64 = 0.5;
+
 /// Time for each operation in each round, and the number of rounds.
 #[derive(Clone, Copy)]
 struct Plan {
@@ -506,6 +509,9 @@ fn table(floors: &Floors) -> String {
         floors.seconds,
         table.trim_fmt(),
     );
+    if machine.load_before > LOAD_QUIET {
+        text += "\nthe machine was busy before the start: these figures are its state, not its floor";
+    }
     if let (Some(produce), Some(one), Some(consume)) =
         (floors.produce_mb_s(), floors.one_in_flight_us(), floors.consume_mb_s())
     {

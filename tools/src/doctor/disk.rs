@@ -30,7 +30,7 @@ pub(super) fn checks(data: &Path) -> Vec<Check> {
     let mut checks = Vec::new();
     let mount = device::mount_of(&directory);
     checks.push(filesystem(mount.as_ref(), &directory));
-    let probe = directory.join(format!(".ringmq-doctor-{}", std::process::id()));
+    let probe = probe_in(&directory);
     let opened = open_direct(&probe);
     match &opened {
         Ok(file) => {
@@ -44,6 +44,18 @@ pub(super) fn checks(data: &Path) -> Vec<Check> {
     checks.push(space(&directory));
     checks.push(mount.as_ref().map_or_else(device::unknown, device::write_cache));
     checks
+}
+
+/// Whether a server could keep its data in this directory.
+pub(crate) fn has_direct_io(directory: &Path) -> bool {
+    let probe = probe_in(directory);
+    let written = open_direct(&probe).and_then(|file| Ok(rustix::io::pwrite(&file, &Block([0; 4096]).0, 0)?));
+    let _ = std::fs::remove_file(&probe);
+    written.is_ok_and(|written| written == size_of::<Block>())
+}
+
+fn probe_in(directory: &Path) -> PathBuf {
+    directory.join(format!(".ringmq-doctor-{}", std::process::id()))
 }
 
 /// The directory itself, or where it would be made.

@@ -13,6 +13,8 @@ use crate::screen::{Ink, Screen};
 use ringmq_server::limits::DATA_DEV;
 use std::path::PathBuf;
 
+pub(crate) use disk::has_direct_io;
+
 const EXAMPLES: &str = "\
 Examples:
   ringmq doctor                            for `ringmq server --dev` here

@@ -1,6 +1,7 @@
 //! Runs the binary as a user would.
 
 #![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(clippy::zombie_processes, reason = "the panic in between ends the test")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up has failed")]
 
 use std::io::{BufRead, BufReader, Read, Write};

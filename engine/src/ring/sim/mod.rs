@@ -115,7 +115,7 @@ impl World {
     /// All such rings, ascending.
     pub fn runnable(&self) -> Vec<RingId> {
         let state = self.state();
-        state.ring_ids().filter(|&ring| state.is_runnable(ring)).collect()
+        state.living().iter().copied().filter(|&ring| state.is_runnable(ring)).collect()
     }
 
     /// Whether the ring's process lives.

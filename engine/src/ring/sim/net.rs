@@ -6,6 +6,7 @@
 
 use super::NodeId;
 use super::RingId;
+use super::fault::Harm;
 use super::state::{Data, Event, Flight, State, Work, place};
 use crate::ring::{Errno, SocketId};
 use std::collections::VecDeque;
@@ -392,7 +393,7 @@ impl State {
     }
 
     /// Carries out an op of a socket, or leaves it waiting.
-    pub(super) fn execute_net(&mut self, op: u64, mut flight: Flight, refused: Option<Errno>) {
+    pub(super) fn execute_net(&mut self, op: u64, mut flight: Flight) {
         let id = flight.ring;
         let (Work::Accept { socket }
         | Work::Recv { socket, .. }
@@ -402,18 +403,23 @@ impl State {
             return;
         };
         let mut data = Data::None;
+        let harm = flight.harm;
+        let refused = match harm {
+            Some(Harm::Error(errno)) => Some(errno),
+            _ => None,
+        };
         let outcome = match (&flight.work, refused) {
             (Work::CloseSocket { .. }, _) => Some(self.close_socket(id, socket).map(|()| 0)),
             (_, Some(errno)) => Some(Err(errno)),
             (Work::Accept { .. }, _) => self.try_accept(id, socket),
-            (Work::Recv { len, .. }, _) => self.try_recv(id, socket, *len).map(|result| {
+            (Work::Recv { len, .. }, _) => self.try_recv(id, socket, *len, harm).map(|result| {
                 result.map(|bytes| {
                     let len = bytes.len() as u32;
                     data = Data::Bytes(bytes);
                     len
                 })
             }),
-            (Work::Send { bytes, .. }, _) => self.try_send(id, socket, &bytes.clone()),
+            (Work::Send { bytes, .. }, _) => self.try_send(id, socket, bytes, harm),
             _ => None,
         };
         match outcome {
@@ -450,18 +456,28 @@ impl State {
     }
 
     /// How much of what is possible is done this time.
-    fn cut(&mut self, most: usize) -> usize {
+    fn cut(&mut self, most: usize, harm: Option<Harm>) -> usize {
         let short_ppm = self.config.net.short_ppm;
-        if self.random.net.chance(short_ppm) { self.random.net.within(1, most as u64) as usize } else { most }
+        if self.random.net.chance(short_ppm) || harm == Some(Harm::Short) {
+            self.random.net.within(1, most as u64) as usize
+        } else {
+            most
+        }
     }
 
-    fn try_recv(&mut self, id: RingId, socket: u32, len: usize) -> Option<Result<Vec<u8>, Errno>> {
+    fn try_recv(
+        &mut self,
+        id: RingId,
+        socket: u32,
+        len: usize,
+        harm: Option<Harm>,
+    ) -> Option<Result<Vec<u8>, Errno>> {
         let Some(Socket::Connection { conn, .. }) = self.socket(id, socket) else { return Some(Err(BADF)) };
         let conn = *conn;
         let pipe = &self.conns[conn].pipes[UP];
         let most = pipe.arrived.len().min(len);
         if most > 0 {
-            let taken = self.cut(most);
+            let taken = self.cut(most, harm);
             let bytes = self.conns[conn].pipes[UP].arrived.drain(..taken).collect();
             self.pump_client(conn);
             Some(Ok(bytes))
@@ -474,7 +490,13 @@ impl State {
         }
     }
 
-    fn try_send(&mut self, id: RingId, socket: u32, bytes: &[u8]) -> Option<Result<u32, Errno>> {
+    fn try_send(
+        &mut self,
+        id: RingId,
+        socket: u32,
+        bytes: &[u8],
+        harm: Option<Harm>,
+    ) -> Option<Result<u32, Errno>> {
         let Some(Socket::Connection { conn, .. }) = self.socket(id, socket) else { return Some(Err(BADF)) };
         let conn = *conn;
         if self.conns[conn].pipes[UP].reset || self.conns[conn].pipes[DOWN].shut {
@@ -484,7 +506,7 @@ impl State {
         if most == 0 && !bytes.is_empty() {
             return None; // N2
         }
-        let taken = if most == 0 { 0 } else { self.cut(most) };
+        let taken = if most == 0 { 0 } else { self.cut(most, harm) };
         self.transmit_bytes(conn, DOWN, &bytes[..taken]);
         Some(Ok(taken as u32))
     }

@@ -107,15 +107,8 @@ impl SimRing {
     }
 
     fn capture(&self, bytes: &[u8]) -> Pages {
-        let page = |chunk: &[u8]| {
-            if chunk == &self.zero[..] {
-                return Rc::clone(&self.zero);
-            }
-            let mut page = Rc::new([0; PAGE]);
-            Rc::make_mut(&mut page).copy_from_slice(chunk);
-            page
-        };
-        Rc::new(bytes.chunks_exact(PAGE).map(page).collect())
+        let page = |page: &Page| if *page == *self.zero { Rc::clone(&self.zero) } else { Rc::new(*page) };
+        Rc::new(bytes.as_chunks().0.iter().map(page).collect())
     }
 
     fn queue(&mut self, memory: &mut Memory, token: Option<Token>, op: Op) {

@@ -3,7 +3,7 @@
 //! Invariants  C1  HELLO is the first request and nothing else is asked before it was answered.
 //!             C2  Every tag that was handed in comes back once: in an event, or from `close`.
 //!             C3  A handle that was asked for stands in front of every request that uses it.
-//! States      greeting -[HELLO answered]-> ready -[GOODBYE]-> draining; any error ends it
+//! States      greeting -(HELLO answered)-> ready -(GOODBYE)-> draining; any error ends it
 //! Ignorant of what the tags mean, of topics' contents and of other connections.
 
 use super::Refused;
@@ -11,7 +11,7 @@ use super::output::Output;
 use bytes::{Bytes, BytesMut};
 use ringmq_protocol::{
     Credit, ErrorCode, Fetch, FetchFields, FramingError, HEADER_SIZE, Header, Hello, ListOffsets, OffsetSpec,
-    Open, PROTOCOL_VERSION, Produce, ProduceOutcome, ProduceSlot, Request, Response, ResponseError,
+    Op, Open, PROTOCOL_VERSION, Produce, ProduceOutcome, ProduceSlot, Request, Response, ResponseError,
     Subscribe, decode_response, limits,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,7 +24,9 @@ use zerocopy::little_endian::U32;
 pub struct ConnectionConfig {
     /// What the client calls itself.
     pub name: String,
-    /// Time for an answer.
+    /// Time for the answer to HELLO.
+    pub hello_timeout_us: u64,
+    /// Time for any other answer.
     pub request_timeout_us: u64,
     /// Silence after which the server is probed.
     pub ping_after_us: u64,
@@ -64,6 +66,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// Number of the operation.
+    pub fn op(&self) -> u8 {
+        self.header.op
+    }
+
     /// The answer.
     pub fn response(&self) -> Result<Response<'_>, ResponseError> {
         decode_response(&self.header, &self.fields)
@@ -176,7 +183,8 @@ pub struct Connection<T> {
     config: ConnectionConfig,
     state: State,
     next_correlation: u64,
-    pending: BTreeMap<u64, (Pending<T>, u64)>,
+    /// With the deadline and the operation of each.
+    pending: BTreeMap<u64, (Pending<T>, u64, Op)>,
     /// Deadline and correlation of each pending request.
     deadlines: BTreeSet<(u64, u64)>,
     handles: BTreeMap<Target, u32>,
@@ -295,6 +303,11 @@ impl<T> Connection<T> {
         self.ask(now_us, Pending::Call(tag), u64::from(max_wait_ms) * 1_000, &Request::Fetch(fetch));
     }
 
+    /// The number that the next subscription will have.
+    pub fn next_subscription(&self) -> u32 {
+        self.next_subscription
+    }
+
     /// Has frames pushed and answers the number of the subscription.
     pub fn subscribe(&mut self, now_us: u64, tag: T, target: &Target, offset: u64, credit: u64) -> u32 {
         let handle = self.handle(now_us, target);
@@ -351,8 +364,9 @@ impl<T> Connection<T> {
         assert_eq!(self.state == State::Greeting, greets, "{:?} while {:?}", request.op(), self.state); // C1
         let correlation = self.next_correlation;
         self.next_correlation += 1;
-        let deadline = now_us + self.config.request_timeout_us + extra_us;
-        self.pending.insert(correlation, (pending, deadline));
+        let timeout_us = if greets { self.config.hello_timeout_us } else { self.config.request_timeout_us };
+        let deadline = now_us + timeout_us + extra_us;
+        self.pending.insert(correlation, (pending, deadline, request.op()));
         self.deadlines.insert((deadline, correlation));
         self.output.push_with(|out| request.encode(correlation, out));
     }
@@ -393,7 +407,7 @@ impl<T> Connection<T> {
             }
             Response::Error(body) if correlation == 0 => {
                 let refused = Refused::from_body(&body);
-                if message.header.op() != Some(ringmq_protocol::Op::Push) {
+                if message.header.op() != Some(Op::Push) {
                     return Err(ConnectionError::Refused(refused));
                 }
                 self.events.push_back(Event::Ended { subscription: message.header.handle(), refused });
@@ -401,7 +415,11 @@ impl<T> Connection<T> {
             }
             _ => {}
         }
-        let (pending, deadline) = self.pending.remove(&correlation).ok_or(ConnectionError::Unexpected)?;
+        let asked = self.pending.get(&correlation).map(|entry| entry.2);
+        if asked.is_none_or(|asked| !message.header.is_error() && message.header.op() != Some(asked)) {
+            return Err(ConnectionError::Unexpected);
+        }
+        let (pending, deadline, _) = self.pending.remove(&correlation).ok_or(ConnectionError::Unexpected)?;
         self.deadlines.remove(&(deadline, correlation));
         self.answer(pending, &response, &message)
     }
@@ -455,7 +473,8 @@ impl<T> Connection<T> {
             }
             (pending, _) => {
                 // C2: `close` gives the tag back.
-                self.pending.insert(message.header.correlation(), (pending, 0));
+                let op = message.header.op().unwrap_or(Op::Ping);
+                self.pending.insert(message.header.correlation(), (pending, 0, op));
                 return Err(ConnectionError::Unexpected);
             }
         }
@@ -485,7 +504,7 @@ impl<T> Connection<T> {
     /// Ends the connection: the tags of all that was not answered, in the order in which it was asked, and whether
     /// each may have had an effect.
     pub fn close(self) -> Vec<T> {
-        let tag = |(pending, _)| match pending {
+        let tag = |(pending, _, _)| match pending {
             Pending::Call(tag) | Pending::Produce { tag, .. } => Some(tag),
             Pending::Hello | Pending::Ping | Pending::Open(_) => None,
         };
@@ -504,7 +523,12 @@ mod tests {
     use zerocopy::little_endian::U16;
 
     fn config() -> ConnectionConfig {
-        ConnectionConfig { name: "test".into(), request_timeout_us: 1_000, ping_after_us: 10_000 }
+        ConnectionConfig {
+            name: "test".into(),
+            hello_timeout_us: 1_000,
+            request_timeout_us: 1_000,
+            ping_after_us: 10_000,
+        }
     }
 
     /// What the client sent: operation, correlation, handle.
@@ -649,7 +673,7 @@ mod tests {
         Response::Opened(Opened { partition: ringmq_format::PartitionId(1), bounds }).encode(2, 1, &mut out);
         Response::Subscribed(bounds).encode(3, 1, &mut out);
         ErrorBody { code: ErrorCode::Damaged as u16, retry_after_ms: 0, message: "5 to 7" }.encode(
-            ringmq_protocol::Op::Push as u8,
+            Op::Push as u8,
             0,
             subscription,
             &mut out,

@@ -5,7 +5,7 @@
 //!             R2  Granted and unused credit plus buffered bytes stay within the partition's credit, but for one
 //!                 frame that the server may send beyond it.
 //!             R3  A subscription starts at `received`, so nothing is read twice and nothing is skipped.
-//! States      of a partition: unresolved -[resolved]-> waiting -[subscribe]-> asked -[answered]-> live;
+//! States      of a partition: unresolved -(resolved)-> waiting -(subscribe)-> asked -(answered)-> live;
 //!             a loss leads back to waiting, an error that lasts to halted, and `seek` out of it
 //! Ignorant of connections: what a shell should do comes out as actions, numbered by attempt so that what an
 //! earlier attempt brings too late is told apart.
@@ -428,12 +428,21 @@ impl ConsumerCore {
         true
     }
 
-    /// The next offset that the caller will get, per partition; `None` until it is known.
+    /// A frame can be taken without anything happening before.
+    pub fn has_frame(&self) -> bool {
+        matches!(self.ready.front(), Some(Ready::Frame { .. }))
+    }
+
+    /// The next offset that the caller will get from a partition; `None` until it is known.
+    pub fn position(&self, partition: u32) -> Option<u64> {
+        let reader = self.readers.get(&partition)?;
+        let known = !matches!(reader.state, State::Unresolved(_)) || reader.position > 0;
+        known.then_some(reader.position)
+    }
+
+    /// All partitions with their positions.
     pub fn positions(&self) -> impl Iterator<Item = (u32, Option<u64>)> {
-        self.readers.iter().map(|(partition, reader)| {
-            let known = !matches!(reader.state, State::Unresolved(_)) || reader.position > 0;
-            (*partition, known.then_some(reader.position))
-        })
+        self.readers.keys().map(|partition| (*partition, self.position(*partition)))
     }
 
     /// What each partition held when it was first subscribed to.

@@ -10,7 +10,7 @@
 //!             P5  Every batch completes once.
 //!             P6  The bytes of what was pushed and has not completed stay within `max_buffered_bytes`, but for one
 //!                 record when nothing else is there.
-//! States      of a batch: open -[seal]-> waiting -[poll]-> flying -[outcome]-> complete, or waiting again
+//! States      of a batch: open -(seal)-> waiting -(poll)-> flying -(outcome)-> complete, or waiting again
 //! Ignorant of connections and of where a partition is.
 
 use super::connection::{FrameOutcome, Stored};
@@ -94,7 +94,7 @@ pub enum PushError {
 
 /// A frame to send.
 #[derive(Clone, Debug)]
-pub struct Send {
+pub struct Outgoing {
     /// Its batch.
     pub batch: u64,
     /// Index of its partition.
@@ -387,14 +387,14 @@ impl ProducerCore {
     }
 
     /// Appends the frames to send now; each then waits for `outcome`, `lost` or `not_sent`.
-    pub fn poll(&mut self, now_us: u64, sends: &mut Vec<Send>) {
+    pub fn poll(&mut self, now_us: u64, sends: &mut Vec<Outgoing>) {
         let active: Vec<u32> = self.active.iter().copied().collect();
         for partition in active {
             self.poll_partition(now_us, partition, sends);
         }
     }
 
-    fn poll_partition(&mut self, now_us: u64, partition: u32, sends: &mut Vec<Send>) {
+    fn poll_partition(&mut self, now_us: u64, partition: u32, sends: &mut Vec<Outgoing>) {
         let Some(slot) = self.partitions.get_mut(&partition) else { return };
         if slot.draining && slot.flying > 0 {
             return; // P4
@@ -430,7 +430,7 @@ impl ProducerCore {
             }
             batch.flying = true;
             slot.flying += 1;
-            sends.push(Send { batch: batch.batch, partition, frame: batch.frame.clone() });
+            sends.push(Outgoing { batch: batch.batch, partition, frame: batch.frame.clone() });
         }
     }
 

@@ -1,0 +1,271 @@
+//! One client connection: bytes in, messages out, and what is open between the two.
+//!
+//! Invariants  K1  Input is bounded by the largest message, output by `OUT_HARD` and one message; at the bound the
+//!                 connection is not read.
+//!             K2  A message is parsed only when it is whole, and its length is believed only after its header's
+//!                 checksum.
+//! Ignorant of what requests mean.
+
+use super::mail::ConnectionKey;
+use ringmq_engine::ring::{BufRange, BufferId, Op, Ring, SocketId, Token};
+use ringmq_format::PartitionId;
+use ringmq_format::catalogue::TopicEntry;
+use ringmq_protocol::HEADER_SIZE;
+use ringmq_protocol::ProduceOutcome;
+use std::collections::{BTreeSet, HashMap};
+
+/// Rooms of the server in completion tokens.
+pub(super) mod room {
+    pub(in crate::shard) const ACCEPT: u8 = 16;
+    pub(in crate::shard) const RECEIVE: u8 = 17;
+    pub(in crate::shard) const SEND: u8 = 18;
+    pub(in crate::shard) const CLOSE: u8 = 19;
+    pub(in crate::shard) const CLOSE_LISTENER: u8 = 20;
+}
+
+/// First size of a connection's input.
+const INPUT_MIN: usize = 8 << 10;
+/// Output above which readers pause and requests are not parsed.
+pub(super) const OUT_SOFT: usize = 512 << 10;
+
+/// A partition behind a handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Handle {
+    pub(super) partition: PartitionId,
+    pub(super) shard: u16,
+}
+
+/// A request that waits for something.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Produce { correlation: u64, outcomes: Vec<ProduceOutcome>, remaining: u32, bytes: usize },
+    Open { correlation: u64, handle: u32, target: Handle },
+    Subscribe { correlation: u64, handle: u32, subscription: u32, credit: u64, offset: u64, target: Handle },
+    ListOffsets { correlation: u64, handle: u32, latest: Option<bool> },
+    Topic { correlation: u64, op: u8 },
+    Metadata { correlation: u64, names: Vec<(String, Result<TopicEntry, u16>)>, remaining: u32 },
+    Describe { correlation: u64, topic: TopicEntry, first: u32, bounds: Vec<(u64, u64)>, remaining: u32 },
+}
+
+/// A PRODUCE that is being carried out: the message stays at the front of the input until it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Current {
+    pub(super) pending: u32,
+    /// Next slot.
+    pub(super) next: usize,
+    /// Where its frame is, behind the own fields.
+    pub(super) frame_at: usize,
+    /// Highest LSN that a frame of it is durable at.
+    pub(super) durable_at: u64,
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// HELLO has not been said.
+    Fresh,
+    /// Serving.
+    Open,
+    /// No more input; closed when the output has gone.
+    Finishing,
+    /// CloseSocket is in flight.
+    Closing,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) key: ConnectionKey,
+    pub(super) socket: SocketId,
+    pub(super) life: Life,
+    pub(super) since_us: u64,
+    pub(super) input: Vec<u8>,
+    /// Bytes of `input` that were received.
+    pub(super) filled: usize,
+    receiving: Option<BufferId>,
+    pub(super) out: Vec<u8>,
+    sending: Option<(BufferId, BufRange)>,
+    spare: Vec<u8>,
+    pub(super) handles: HashMap<u32, Handle>,
+    pub(super) subscriptions: HashMap<u32, u16>,
+    /// Other shards that know this connection.
+    pub(super) known_to: BTreeSet<u16>,
+    pending: Vec<Option<Pending>>,
+    pending_free: Vec<u32>,
+    pub(super) in_flight: usize,
+    pub(super) in_flight_bytes: usize,
+    pub(super) current: Option<Current>,
+    /// Readers that wait for the output to drain: shard and tag.
+    pub(super) blocked: Vec<(u16, u64)>,
+    /// Waits for room in the log or in a queue.
+    pub(super) stalled: bool,
+    pub(super) peer_finished: bool,
+    /// What is in the input is not a whole message: only then more is received.
+    pub(super) wants_input: bool,
+    /// A sweep has found it finishing.
+    pub(super) seen_finishing: bool,
+}
+
+impl Connection {
+    pub(super) fn new(key: ConnectionKey, socket: SocketId, now_us: u64) -> Self {
+        Self {
+            key,
+            socket,
+            life: Life::Fresh,
+            since_us: now_us,
+            input: Vec::new(),
+            filled: 0,
+            receiving: None,
+            out: Vec::new(),
+            sending: None,
+            spare: Vec::new(),
+            handles: HashMap::new(),
+            subscriptions: HashMap::new(),
+            known_to: BTreeSet::new(),
+            pending: Vec::new(),
+            pending_free: Vec::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            current: None,
+            blocked: Vec::new(),
+            stalled: false,
+            peer_finished: false,
+            wants_input: true,
+            seen_finishing: false,
+        }
+    }
+
+    fn token(&self, room: u8) -> Token {
+        Token::new(room, self.key.generation, self.key.slot)
+    }
+
+    /// Keeps a request until its answer; the number comes back with it.
+    pub(super) fn keep(&mut self, pending: Pending) -> u32 {
+        self.in_flight += 1;
+        match self.pending_free.pop() {
+            Some(slot) => {
+                self.pending[slot as usize] = Some(pending);
+                slot
+            }
+            None => {
+                self.pending.push(Some(pending));
+                self.pending.len() as u32 - 1
+            }
+        }
+    }
+
+    /// A request that waits.
+    pub(super) fn pending_mut(&mut self, slot: u32) -> Option<&mut Pending> {
+        self.pending.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// A request that waits no longer.
+    pub(super) fn take_pending(&mut self, slot: u32) -> Option<Pending> {
+        let pending = self.pending.get_mut(slot as usize)?.take()?;
+        self.pending_free.push(slot);
+        self.in_flight -= 1;
+        Some(pending)
+    }
+
+    /// Receives, unless something says that nothing more is to be taken in.
+    pub(super) fn receive(&mut self, ring: &mut Ring) {
+        let closed = matches!(self.life, Life::Finishing | Life::Closing);
+        if self.receiving.is_some() || closed || self.stalled || self.peer_finished || self.current.is_some()
+        {
+            return;
+        }
+        if self.input.is_empty() {
+            self.input.resize(INPUT_MIN, 0);
+        }
+        assert!(self.filled < self.input.len(), "the input of {} bytes is full", self.input.len()); // K1
+        let len = self.input.len();
+        let buffer = ring.memory.adopt(std::mem::take(&mut self.input));
+        self.receiving = Some(buffer);
+        let into = BufRange::new(buffer, self.filled, len - self.filled);
+        ring.submit(self.token(room::RECEIVE), Op::Recv { socket: self.socket, into });
+    }
+
+    /// The receive has completed: the input is ours again.
+    pub(super) fn received(&mut self, ring: &mut Ring, bytes: usize) {
+        if let Some(buffer) = self.receiving.take() {
+            self.input = ring.memory.release(buffer);
+        }
+        self.filled += bytes;
+    }
+
+    /// The input is with the kernel.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receiving.is_some()
+    }
+
+    /// Removes a message from the front of the input.
+    pub(super) fn consume(&mut self, start: usize) {
+        self.input.copy_within(start..self.filled, 0);
+        self.filled -= start;
+    }
+
+    /// Makes room for a message of `len` bytes, and for what follows it in a pipeline.
+    pub(super) fn expect(&mut self, len: usize) {
+        let want = (len + HEADER_SIZE).next_power_of_two();
+        if self.input.len() < want {
+            self.input.resize(want, 0);
+        }
+    }
+
+    /// Gives the input's memory back while nothing is in it.
+    pub(super) fn shrink(&mut self) {
+        if self.filled == 0 && self.receiving.is_none() && self.input.len() > INPUT_MIN {
+            self.input = Vec::new();
+        }
+    }
+
+    /// Bytes that have not left yet.
+    pub(super) fn backlog(&self) -> usize {
+        self.out.len() + self.sending.map_or(0, |(_, rest)| rest.len())
+    }
+
+    /// Sends what has been collected.
+    pub(super) fn send(&mut self, ring: &mut Ring) {
+        if self.sending.is_some() || self.out.is_empty() || self.life == Life::Closing {
+            return;
+        }
+        let bytes = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
+        let len = bytes.len();
+        let buffer = ring.memory.adopt(bytes);
+        let from = BufRange::new(buffer, 0, len);
+        self.sending = Some((buffer, from));
+        ring.submit(self.token(room::SEND), Op::Send { socket: self.socket, from });
+    }
+
+    /// A send has completed. `None` for an error: the rest is dropped.
+    pub(super) fn sent(&mut self, ring: &mut Ring, bytes: Option<usize>) {
+        let Some((buffer, rest)) = self.sending.take() else { return };
+        match bytes {
+            Some(bytes) if bytes < rest.len() && self.life != Life::Closing => {
+                let from = rest.skip(bytes);
+                self.sending = Some((buffer, from));
+                ring.submit(self.token(room::SEND), Op::Send { socket: self.socket, from });
+            }
+            _ => {
+                let mut bytes = ring.memory.release(buffer);
+                bytes.clear();
+                if bytes.capacity() <= 2 * OUT_SOFT {
+                    self.spare = bytes;
+                }
+            }
+        }
+    }
+
+    /// Everything was sent and nothing waits for an answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.backlog() == 0 && self.in_flight == 0 && self.current.is_none()
+    }
+
+    /// Begins to close. Whatever is in flight on the socket completes first.
+    pub(super) fn close(&mut self, ring: &mut Ring) {
+        if self.life != Life::Closing {
+            self.life = Life::Closing;
+            ring.submit(self.token(room::CLOSE), Op::CloseSocket { socket: self.socket });
+        }
+    }
+}

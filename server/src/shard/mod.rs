@@ -1,0 +1,663 @@
+//! One shard's thread: its ring, its storage, its connections, and the work between the three.
+//!
+//! ```text
+//! wait -> completions -> parse and append -> mail -> storage turn -> acks, readers -> sends -> (wait)
+//! ```
+//!
+//! Invariants  S1  An answer that says "stored" leaves after `durable` has passed the frame.
+//!             S2  A connection that meets a bound is not read; nothing that was admitted is dropped.
+//!             S3  Everything here is decided by completions, mail and the ring's clock: the simulator drives the
+//!                 same code.
+//! Rooms: [`connection`] bytes, [`requests`] what they mean, [`readers`] fetches and subscriptions, [`topics`] the
+//! catalogue over all shards, [`mail`] the queues between shards.
+
+mod connection;
+pub mod mail;
+mod readers;
+mod requests;
+mod topics;
+
+use connection::{Connection, Life, OUT_SOFT, Pending, room};
+use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
+use readers::Readers;
+use ringmq_engine::log::room::FOREIGN;
+use ringmq_engine::ring::{Completion, Errno, Op, Ring, SocketId, Token};
+use ringmq_engine::shard::{AppendError, Shard};
+use ringmq_format::frame::Frame;
+use ringmq_format::{Lsn, PartitionId};
+use ringmq_protocol::limits::PRE_HELLO_TIME_MS;
+use ringmq_protocol::{ErrorCode, HEADER_SIZE, ProduceOutcome};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use topics::Topics;
+
+/// Completions taken in one turn.
+const COMPLETIONS_PER_TURN: usize = 512;
+/// How often connections are looked at for age.
+const SWEEP_PERIOD_US: u64 = 1_000_000;
+/// How long a drain waits for clients to take their answers.
+const DRAIN_GRACE_US: u64 = 2_000_000;
+/// How long accepting pauses when there are no descriptors.
+const ACCEPT_PAUSE_US: u64 = 100_000;
+
+/// What a shard's server is made with.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Topics appear when they are first asked for.
+    pub auto_create_topics: bool,
+    /// Connections of this shard.
+    pub connections_max: usize,
+    /// Port of each shard.
+    pub shard_ports: Vec<u16>,
+    /// Largest frame that is taken.
+    pub frame_size_max: u32,
+    /// Name of the data directory.
+    pub node_id: u128,
+}
+
+/// An answer that waits for the disk.
+#[derive(Debug)]
+struct Ack {
+    durable_at: Lsn,
+    target: AckTarget,
+}
+
+#[derive(Debug)]
+enum AckTarget {
+    /// The local frames of a PRODUCE.
+    Produce { connection: ConnectionKey, pending: u32 },
+    /// A frame that another shard sent.
+    Remote { origin: Origin, outcome: ProduceOutcome },
+    /// A topic that shard 0 logs.
+    Topic(ringmq_format::TopicId),
+    /// A topic that shard 0 told us.
+    TopicEntered { topic: ringmq_format::TopicId, deleted: bool },
+}
+
+/// Counts of the server's side, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Connections now.
+    pub connections_open: u64,
+    /// Connections ever.
+    pub connections_total: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub request_errors: u64,
+    /// Frames acknowledged.
+    pub acks: u64,
+    /// Bytes of frames delivered.
+    pub bytes_served: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Draining {
+    No,
+    Connections { until_us: u64 },
+    Peers,
+    Storage,
+    Done,
+}
+
+/// One shard's server.
+pub struct ShardServer {
+    ring: Ring,
+    shard: Shard,
+    own: u16,
+    options: ServerOptions,
+    listeners: Vec<SocketId>,
+    connections: Vec<Option<Connection>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    /// Connections with output or room for input, to be looked at before sleeping.
+    touched: Vec<u32>,
+    stalled: VecDeque<u32>,
+    acks: VecDeque<Ack>,
+    readers: Readers,
+    topics: Topics,
+    mail: Mailboxes,
+    local: VecDeque<Mail>,
+    /// Work of other shards that the log was too busy for.
+    waiting: VecDeque<(Origin, Work)>,
+    mail_left: bool,
+    sweep_at_us: u64,
+    accept_at_us: Option<(u64, Vec<SocketId>)>,
+    next_fetch_tag: u64,
+    draining: Draining,
+    drained: Arc<AtomicU16>,
+    poison_answered: bool,
+    stats: ServerStats,
+    completions: Vec<Completion>,
+    moved: Vec<PartitionId>,
+}
+
+impl ShardServer {
+    /// A server on top of an opened shard. `listeners` are open; `drained` counts the shards of the node whose
+    /// connections are gone.
+    pub fn new(
+        mut ring: Ring,
+        shard: Shard,
+        options: ServerOptions,
+        listeners: Vec<SocketId>,
+        mail: Mailboxes,
+        drained: Arc<AtomicU16>,
+    ) -> Self {
+        for (index, listener) in listeners.iter().enumerate() {
+            accept(&mut ring, index, *listener);
+        }
+        let own = mail.own();
+        Self {
+            topics: Topics::new(own, mail.shards()),
+            readers: Readers::default(),
+            ring,
+            shard,
+            own,
+            options,
+            listeners,
+            connections: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            touched: Vec::new(),
+            stalled: VecDeque::new(),
+            acks: VecDeque::new(),
+            mail,
+            local: VecDeque::new(),
+            waiting: VecDeque::new(),
+            mail_left: false,
+            sweep_at_us: 0,
+            accept_at_us: None,
+            next_fetch_tag: 0,
+            draining: Draining::No,
+            drained,
+            poison_answered: false,
+            stats: ServerStats::default(),
+            completions: Vec::with_capacity(COMPLETIONS_PER_TURN),
+            moved: Vec::new(),
+        }
+    }
+
+    /// The storage, for reports.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The ring, for reports.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> ServerStats {
+        self.stats
+    }
+
+    /// Requests are served: storage is ready and the catalogue is complete.
+    pub fn is_ready(&self) -> bool {
+        self.shard.is_ready() && self.topics.is_complete()
+    }
+
+    /// Changes retention while it runs.
+    pub fn set_retention(&mut self, time_ms: Option<u64>, size: Option<u64>) {
+        self.shard.set_retention(time_ms, size);
+    }
+
+    /// Stops accepting, answers what is in flight, then stops the storage cleanly.
+    pub fn begin_drain(&mut self) {
+        if self.draining != Draining::No {
+            return;
+        }
+        self.draining = Draining::Connections { until_us: self.ring.now().mono_us + DRAIN_GRACE_US };
+        self.accept_at_us = None;
+        for listener in std::mem::take(&mut self.listeners) {
+            let token = Token::new(room::CLOSE_LISTENER, 0, 0);
+            self.ring.submit(token, Op::CloseSocket { socket: listener });
+        }
+        for slot in 0..self.connections.len() {
+            if let Some(connection) = &mut self.connections[slot] {
+                requests::goodbye(connection);
+                self.touched.push(slot as u32);
+            }
+        }
+    }
+
+    /// The drain is complete.
+    pub fn is_stopped(&self) -> bool {
+        self.draining == Draining::Done
+    }
+
+    /// Sleeps until something is to be done.
+    pub fn wait(&mut self) {
+        let until = if self.has_work() { Some(0) } else { self.deadline() };
+        self.ring.wait(until);
+    }
+
+    fn has_work(&self) -> bool {
+        self.shard.has_work() || self.mail_left || !self.local.is_empty() || self.readers.has_ready()
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        let drain = match self.draining {
+            Draining::Connections { until_us } => Some(until_us),
+            Draining::Peers => Some(self.ring.now().mono_us + 1_000),
+            _ => None,
+        };
+        let sweep = (self.stats.connections_open > 0).then_some(self.sweep_at_us);
+        self.shard
+            .deadline()
+            .into_iter()
+            .chain(drain)
+            .chain(sweep)
+            .chain(self.readers.deadline())
+            .chain(self.accept_at_us.as_ref().map(|(at, _)| *at))
+            .min()
+    }
+
+    /// One turn: everything that has completed or arrived, then the storage, then what may be sent.
+    pub fn turn(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.reap(&mut completions, COMPLETIONS_PER_TURN);
+        for completion in completions.drain(..) {
+            self.complete(&completion);
+        }
+        self.completions = completions;
+        self.turn_topics();
+        self.turn_stalled();
+        self.turn_mail();
+        self.shard.turn(&mut self.ring);
+        self.turn_acks();
+        self.turn_poison();
+        self.turn_readers();
+        self.turn_mail();
+        self.turn_accept();
+        self.turn_sweep();
+        self.turn_drain();
+        self.turn_connections();
+        self.mail_left = self.mail.flush();
+    }
+
+    fn complete(&mut self, completion: &Completion) {
+        let Completion { token, result } = *completion;
+        if token.room < FOREIGN {
+            self.shard.complete(&mut self.ring, completion);
+            return;
+        }
+        match token.room {
+            room::ACCEPT => self.complete_accept(token.slot as usize, result),
+            room::CLOSE_LISTENER => {}
+            _ => self.complete_connection(token, result),
+        }
+    }
+
+    // -- connections ---------------------------------------------------------------------------------------
+
+    fn complete_accept(&mut self, index: usize, result: Result<u32, Errno>) {
+        let Some(listener) = self.listeners.get(index).copied() else {
+            if let Ok(socket) = result {
+                let token = Token::new(room::CLOSE_LISTENER, 0, 0);
+                self.ring.submit(token, Op::CloseSocket { socket: SocketId(socket) });
+            }
+            return;
+        };
+        match result {
+            Ok(socket) => {
+                self.open_connection(SocketId(socket));
+                accept(&mut self.ring, index, listener);
+            }
+            Err(Errno::CANCELED) => {}
+            Err(_) => {
+                // No descriptors, most likely: whoever waits in the backlog is served when one is free.
+                let at = self.ring.now().mono_us + ACCEPT_PAUSE_US;
+                self.accept_at_us.get_or_insert((at, Vec::new())).1.push(listener);
+            }
+        }
+    }
+
+    fn turn_accept(&mut self) {
+        if self.accept_at_us.as_ref().is_none_or(|(at, _)| self.ring.now().mono_us < *at) {
+            return;
+        }
+        let Some((_, paused)) = self.accept_at_us.take() else { return };
+        for listener in paused {
+            if let Some(index) = self.listeners.iter().position(|known| *known == listener) {
+                accept(&mut self.ring, index, listener);
+            }
+        }
+    }
+
+    fn open_connection(&mut self, socket: SocketId) {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.connections.push(None);
+                self.generations.push(0);
+                self.connections.len() as u32 - 1
+            }
+        };
+        let generation = self.generations[slot as usize].wrapping_add(1) & 0x00ff_ffff;
+        self.generations[slot as usize] = generation;
+        let key = ConnectionKey { slot, generation };
+        let mut connection = Connection::new(key, socket, self.ring.now().mono_us);
+        self.stats.connections_open += 1;
+        self.stats.connections_total += 1;
+        if self.stats.connections_open as usize > self.options.connections_max {
+            let message = "the shard has as many connections as it takes";
+            requests::refuse_connection(&mut connection, ErrorCode::TooManyConnections, message);
+        }
+        self.connections[slot as usize] = Some(connection);
+        self.touched.push(slot);
+    }
+
+    fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.connections
+            .get_mut(key.slot as usize)?
+            .as_mut()
+            .filter(|connection| connection.key.generation == key.generation)
+    }
+
+    fn complete_connection(&mut self, token: Token, result: Result<u32, Errno>) {
+        let slot = token.slot as usize;
+        let Some(mut connection) = self.connections.get_mut(slot).and_then(Option::take) else { return };
+        assert_eq!(connection.key.generation, token.generation, "a slot is reused after its last completion");
+        match (token.room, result) {
+            (room::RECEIVE, Ok(bytes)) if bytes > 0 => {
+                connection.received(&mut self.ring, bytes as usize);
+                self.process(&mut connection);
+            }
+            (room::RECEIVE, ended) => {
+                connection.received(&mut self.ring, 0);
+                connection.peer_finished = true;
+                // A peer that has only finished sending still gets its answers.
+                let clean = ended.is_ok() && connection.current.is_none();
+                connection.life = match connection.life {
+                    Life::Closing => Life::Closing,
+                    _ if clean => Life::Finishing,
+                    _ => {
+                        connection.close(&mut self.ring);
+                        Life::Closing
+                    }
+                };
+            }
+            (room::SEND, Ok(bytes)) => {
+                connection.sent(&mut self.ring, Some(bytes as usize));
+                self.process(&mut connection);
+            }
+            (room::SEND, Err(_)) => {
+                connection.sent(&mut self.ring, None);
+                connection.close(&mut self.ring);
+            }
+            (room::CLOSE, _) => {
+                self.forget(connection);
+                return;
+            }
+            (other, _) => panic!("completion of room {other} at a connection"),
+        }
+        self.connections[slot] = Some(connection);
+        self.touched.push(token.slot);
+    }
+
+    /// The last completion of a connection has come.
+    fn forget(&mut self, connection: Connection) {
+        let key = connection.key;
+        self.stats.connections_open -= 1;
+        let origin = Origin { shard: self.own, connection: key, tag: 0 };
+        self.readers.remove_connection(self.own, key);
+        for shard in connection.known_to {
+            self.mail.send(shard, Mail::Work(origin, Work::Gone));
+        }
+        self.free.push(key.slot);
+    }
+
+    /// Everything that was touched in this turn: parse what waited for output, send, receive, close.
+    fn turn_connections(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        for slot in touched.drain(..) {
+            let Some(mut connection) = self.connections.get_mut(slot as usize).and_then(Option::take) else {
+                continue;
+            };
+            if connection.backlog() < OUT_SOFT {
+                for (shard, tag) in std::mem::take(&mut connection.blocked) {
+                    let origin = Origin { shard: self.own, connection: connection.key, tag };
+                    self.dispatch(origin, shard, Work::Go);
+                }
+            }
+            if connection.filled >= HEADER_SIZE && !connection.wants_input {
+                self.process(&mut connection);
+            }
+            connection.send(&mut self.ring);
+            connection.receive(&mut self.ring);
+            let done = match connection.life {
+                Life::Finishing => connection.is_quiet(),
+                _ => false,
+            };
+            if done {
+                connection.close(&mut self.ring);
+            }
+            self.connections[slot as usize] = Some(connection);
+        }
+        self.touched = touched;
+    }
+
+    fn turn_sweep(&mut self) {
+        let now = self.ring.now().mono_us;
+        if now < self.sweep_at_us {
+            return;
+        }
+        self.sweep_at_us = now + SWEEP_PERIOD_US;
+        for connection in self.connections.iter_mut().flatten() {
+            let age_ms = now.saturating_sub(connection.since_us) / 1000;
+            if connection.life == Life::Fresh && age_ms >= PRE_HELLO_TIME_MS {
+                let message = "no HELLO within 5 seconds";
+                requests::refuse_connection(connection, ErrorCode::HelloRequired, message);
+                self.touched.push(connection.key.slot);
+            } else if connection.life == Life::Finishing {
+                // A peer that does not take its last answers is not waited for.
+                if std::mem::replace(&mut connection.seen_finishing, true) {
+                    connection.close(&mut self.ring);
+                }
+            } else if connection.life == Life::Open {
+                connection.shrink();
+                self.touched.push(connection.key.slot);
+            }
+        }
+    }
+
+    /// Connections and foreign frames that the log had no room for.
+    fn turn_stalled(&mut self) {
+        for _ in 0..self.waiting.len() {
+            let Some((origin, work)) = self.waiting.pop_front() else { break };
+            self.execute(origin, work);
+        }
+        for _ in 0..self.stalled.len() {
+            let Some(slot) = self.stalled.pop_front() else { break };
+            let Some(mut connection) = self.connections.get_mut(slot as usize).and_then(Option::take) else {
+                continue;
+            };
+            connection.stalled = false;
+            self.process(&mut connection);
+            self.connections[slot as usize] = Some(connection);
+            self.touched.push(slot);
+        }
+    }
+
+    // -- acknowledgements ----------------------------------------------------------------------------------
+
+    fn turn_acks(&mut self) {
+        let durable = self.shard.durable();
+        while let Some(ack) = self.acks.pop_front_if(|ack| ack.durable_at <= durable) {
+            self.acknowledge(ack.target); // S1
+        }
+    }
+
+    fn acknowledge(&mut self, target: AckTarget) {
+        match target {
+            AckTarget::Produce { connection, pending } => self.finish_part(connection, pending, None),
+            AckTarget::Remote { origin, outcome } => self.reply(origin, Answer::Appended(outcome)),
+            AckTarget::Topic(topic) => self.topic_is_durable(topic),
+            AckTarget::TopicEntered { topic, deleted } => {
+                let origin =
+                    Origin { shard: 0, connection: ConnectionKey { slot: 0, generation: 0 }, tag: 0 };
+                self.reply(origin, Answer::TopicEntered { topic, deleted });
+            }
+        }
+    }
+
+    /// A part of a PRODUCE is done: its local frames, or one foreign frame with its outcome.
+    fn finish_part(&mut self, key: ConnectionKey, slot: u32, outcome: Option<(usize, ProduceOutcome)>) {
+        let Some(connection) = self.connection(key) else { return };
+        let Some(Pending::Produce { outcomes, remaining, .. }) = connection.pending_mut(slot) else { return };
+        if let Some((index, outcome)) = outcome
+            && let Some(place) = outcomes.get_mut(index)
+        {
+            *place = outcome;
+        }
+        *remaining -= 1;
+        if *remaining > 0 {
+            return;
+        }
+        if let Some(Pending::Produce { correlation, outcomes, bytes, .. }) = connection.take_pending(slot) {
+            connection.in_flight_bytes -= bytes;
+            let frames = outcomes.len() as u64;
+            requests::answer_produce(connection, correlation, &outcomes);
+            self.stats.acks += frames;
+        }
+        self.touched.push(key.slot);
+    }
+
+    /// Nothing will become durable any more: what waits for that may or may not be found after a restart.
+    fn turn_poison(&mut self) {
+        if self.shard.poisoned().is_none() || (self.poison_answered && self.acks.is_empty()) {
+            return;
+        }
+        self.poison_answered = true;
+        let unknown = ProduceOutcome::failed(ErrorCode::OutcomeUnknown, 0);
+        for ack in std::mem::take(&mut self.acks) {
+            match ack.target {
+                AckTarget::Produce { connection: key, pending } => {
+                    if let Some(connection) = self.connection(key)
+                        && let Some(Pending::Produce { outcomes, .. }) = connection.pending_mut(pending)
+                    {
+                        for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_stored()) {
+                            *outcome = unknown;
+                        }
+                    }
+                    self.finish_part(key, pending, None);
+                }
+                AckTarget::Remote { origin, .. } => self.reply(origin, Answer::Appended(unknown)),
+                AckTarget::Topic(topic) => self.topic_failed(topic, ErrorCode::OutcomeUnknown),
+                AckTarget::TopicEntered { .. } => {}
+            }
+        }
+    }
+
+    // -- work between shards -------------------------------------------------------------------------------
+
+    /// Has a shard do something.
+    fn dispatch(&mut self, origin: Origin, shard: u16, work: Work) {
+        let mail = Mail::Work(origin, work);
+        if shard == self.own { self.local.push_back(mail) } else { self.mail.send(shard, mail) }
+    }
+
+    /// Answers whoever asked.
+    fn reply(&mut self, origin: Origin, answer: Answer) {
+        let mail = Mail::Answer(origin, answer);
+        if origin.shard == self.own { self.local.push_back(mail) } else { self.mail.send(origin.shard, mail) }
+    }
+
+    fn turn_mail(&mut self) {
+        while let Some(mail) = self.local.pop_front().or_else(|| self.mail.receive()) {
+            match mail {
+                Mail::Work(origin, work) => self.execute(origin, work),
+                Mail::Answer(origin, answer) => self.take_answer(origin, answer),
+            }
+        }
+    }
+
+    /// Does what a connection, here or at another shard, has asked of this shard.
+    fn execute(&mut self, origin: Origin, work: Work) {
+        match work {
+            Work::Append { partition, frame } => self.execute_append(origin, partition, frame),
+            Work::Bounds { partition } => {
+                let bounds = self.shard.extent(partition).map(|extent| (extent.start, extent.visible));
+                self.reply(origin, Answer::Bounds(bounds));
+            }
+            Work::OffsetAtTime { partition, time_ms } => {
+                self.execute_offset_at_time(origin, partition, time_ms);
+            }
+            Work::Read { partition, offset, kind } => self.open_reader(origin, partition, offset, kind),
+            Work::Credit { bytes } => self.readers.add_credit(origin, bytes),
+            Work::Unsubscribe => self.readers.remove(origin),
+            Work::Go => self.readers.go(origin),
+            Work::Gone => self.readers.remove_connection(origin.shard, origin.connection),
+            Work::CreateTopic { name, partitions, if_not_exists } => {
+                self.create_topic(origin, &name, partitions, if_not_exists);
+            }
+            Work::DeleteTopic { name } => self.delete_topic(origin, &name),
+            Work::EnterTopic { entry } => self.enter_topic(entry),
+            Work::CatalogueComplete => self.topics.set_complete(),
+        }
+    }
+
+    fn execute_append(&mut self, origin: Origin, partition: PartitionId, bytes: Vec<u8>) {
+        let appended = match Frame::parse(&bytes) {
+            Ok(frame) => self.shard.append(&mut self.ring, partition, &frame),
+            Err(corruption) => Err(AppendError::Invalid(corruption)),
+        };
+        match appended {
+            Ok(appended) => {
+                let (offset, timestamp) = (appended.base_offset.0, appended.timestamp);
+                let outcome = ProduceOutcome::stored(offset, timestamp, appended.duplicate);
+                let target = AckTarget::Remote { origin, outcome };
+                self.acks.push_back(Ack { durable_at: appended.durable_at, target });
+            }
+            Err(AppendError::Busy) if self.draining == Draining::No || self.draining_connections() => {
+                self.waiting.push_back((origin, Work::Append { partition, frame: bytes }));
+            }
+            Err(error) => {
+                let outcome = requests::append_failure(error);
+                self.reply(origin, Answer::Appended(outcome));
+            }
+        }
+    }
+
+    fn draining_connections(&self) -> bool {
+        matches!(self.draining, Draining::Connections { .. })
+    }
+
+    // -- drain ---------------------------------------------------------------------------------------------
+
+    fn turn_drain(&mut self) {
+        let now = self.ring.now().mono_us;
+        self.draining = match self.draining {
+            Draining::Connections { until_us } => {
+                let late = now >= until_us;
+                for slot in 0..self.connections.len() {
+                    let Some(connection) = &mut self.connections[slot] else { continue };
+                    if late || (connection.is_quiet() && connection.life != Life::Closing) {
+                        connection.close(&mut self.ring);
+                    }
+                }
+                if self.stats.connections_open == 0 {
+                    self.drained.fetch_add(1, Ordering::AcqRel);
+                    Draining::Peers
+                } else {
+                    self.draining
+                }
+            }
+            // Other shards may still need this one for their clients' last answers.
+            Draining::Peers if self.drained.load(Ordering::Acquire) >= self.mail.shards() => {
+                self.shard.begin_stop();
+                Draining::Storage
+            }
+            Draining::Storage if self.shard.is_stopped() => Draining::Done,
+            other => other,
+        };
+    }
+}
+
+fn accept(ring: &mut Ring, index: usize, listener: SocketId) {
+    ring.submit(Token::new(room::ACCEPT, 0, index as u32), Op::Accept { listener });
+}

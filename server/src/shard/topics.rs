@@ -1,0 +1,264 @@
+//! The catalogue over all shards. Shard 0 owns it; the others hold a copy.
+//!
+//! ```text
+//! CREATE -> shard 0: TOPIC frame -[durable]-> told to every shard -> each logs the partitions it owns -[durable]->
+//!        shard 0: all have answered -> the client is answered
+//! ```
+//!
+//! Invariants  W1  A topic is told to other shards only when it is durable at shard 0.
+//!             W2  A client is answered only when every shard knows the topic and every owner has it durable.
+//! At a start shard 0 tells all its topics again, which finishes what a crash has cut short.
+
+use super::mail::{Answer, Origin, Work};
+use super::requests::NOBODY;
+use super::{Ack, AckTarget, ShardServer};
+use ringmq_engine::catalogue::{Catalogue, CatalogueError};
+use ringmq_engine::shard::AppendError;
+use ringmq_format::TopicId;
+use ringmq_format::catalogue::TopicEntry;
+use ringmq_protocol::ErrorCode;
+use std::collections::{BTreeMap, VecDeque};
+
+/// A topic that is on its way to every shard.
+#[derive(Debug)]
+struct Change {
+    entry: TopicEntry,
+    /// Shards that have not answered yet.
+    missing: usize,
+    asked: Vec<Origin>,
+}
+
+/// Something to be logged when the log has room.
+#[derive(Debug)]
+enum ToLog {
+    Change(TopicId),
+    Entry(TopicEntry),
+}
+
+/// A shard's view of the catalogue.
+#[derive(Debug)]
+pub(super) struct Topics {
+    own: u16,
+    shards: u16,
+    /// What clients of this shard are told.
+    known: Catalogue,
+    complete: bool,
+    told: bool,
+    changes: BTreeMap<TopicId, Change>,
+    to_log: VecDeque<ToLog>,
+}
+
+impl Topics {
+    pub(super) fn new(own: u16, shards: u16) -> Self {
+        Self {
+            own,
+            shards,
+            known: Catalogue::default(),
+            complete: false,
+            told: false,
+            changes: BTreeMap::new(),
+            to_log: VecDeque::new(),
+        }
+    }
+
+    /// Every topic of shard 0 is known here.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete && self.to_log.is_empty()
+    }
+
+    pub(super) fn set_complete(&mut self) {
+        self.complete = true;
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<&TopicEntry> {
+        self.known.by_name(name)
+    }
+
+    pub(super) fn live_after<'a>(&'a self, after: &str) -> impl Iterator<Item = &'a TopicEntry> + use<'a> {
+        self.known.live_after(after)
+    }
+}
+
+impl ShardServer {
+    pub(super) fn turn_topics(&mut self) {
+        if self.own == 0 && !self.topics.told && self.shard.is_ready() {
+            self.topics.told = true;
+            self.topics.complete = true;
+            self.tell_all_topics();
+        }
+        while let Some(next) = self.topics.to_log.pop_front() {
+            let entry = match &next {
+                ToLog::Change(topic) => self.topics.changes.get(topic).map(|change| change.entry.clone()),
+                ToLog::Entry(entry) => Some(entry.clone()),
+            };
+            let Some(entry) = entry else { continue };
+            match (self.shard.append_topic(&mut self.ring, &entry), next) {
+                (Ok(durable_at), ToLog::Change(topic)) => {
+                    self.acks.push_back(Ack { durable_at, target: AckTarget::Topic(topic) });
+                }
+                (Ok(durable_at), ToLog::Entry(entry)) => {
+                    let (topic, deleted) = (entry.topic, entry.deleted);
+                    self.topics.known.enter(entry);
+                    let target = AckTarget::TopicEntered { topic, deleted };
+                    self.acks.push_back(Ack { durable_at, target });
+                }
+                (Err(AppendError::Poisoned), ToLog::Change(topic)) => {
+                    self.topic_failed(topic, ErrorCode::ShardPoisoned);
+                }
+                (Err(AppendError::DiskFull), ToLog::Change(topic)) => {
+                    self.topic_failed(topic, ErrorCode::DiskFull);
+                }
+                (Err(AppendError::Poisoned), ToLog::Entry(_)) => {}
+                (Err(_), again) => {
+                    self.topics.to_log.push_front(again);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// At a start: every topic, to every shard, in the order of their ids.
+    fn tell_all_topics(&mut self) {
+        let entries: Vec<TopicEntry> = self.shard.catalogue().all().cloned().collect();
+        for entry in &entries {
+            self.topics.known.enter(entry.clone());
+        }
+        let origin = Origin { shard: self.own, connection: NOBODY, tag: 0 };
+        for shard in 1..self.topics.shards {
+            for entry in &entries {
+                self.dispatch(origin, shard, Work::EnterTopic { entry: entry.clone() });
+            }
+            self.dispatch(origin, shard, Work::CatalogueComplete);
+        }
+    }
+
+    pub(super) fn create_topic(&mut self, origin: Origin, name: &str, partitions: u32, if_not_exists: bool) {
+        let catalogue = self.shard.catalogue();
+        let planned = match catalogue.plan(name, partitions, self.ring.now().wall_ms) {
+            Err(CatalogueError::Exists) => {
+                let Some(known) = catalogue.by_name(name).cloned() else { return };
+                if !if_not_exists {
+                    self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists)));
+                } else if let Some(change) = self.topics.changes.get_mut(&known.topic) {
+                    change.asked.push(origin); // W2
+                } else {
+                    self.reply(origin, Answer::Topic(Ok(known)));
+                }
+                return;
+            }
+            Ok(_) if self.shard.log().is_disk_full() => Err(ErrorCode::DiskFull),
+            Ok(planned) => Ok(planned),
+            Err(CatalogueError::Partitions) => Err(ErrorCode::InvalidPartitions),
+            Err(CatalogueError::Full | CatalogueError::Unknown) => Err(ErrorCode::TooManyTopics),
+        };
+        // A topic that is planned and not logged yet has taken its name and ids, too.
+        let waits = self
+            .topics
+            .changes
+            .values_mut()
+            .find(|change| !change.entry.deleted && change.entry.name == name);
+        match (planned, waits) {
+            (Ok(_), Some(change)) if if_not_exists => change.asked.push(origin),
+            (Ok(_), Some(_)) => self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists))),
+            (Ok(_), None) if !self.topics.to_log.is_empty() => {
+                let work = Work::CreateTopic { name: name.to_owned(), partitions, if_not_exists };
+                self.waiting.push_back((origin, work));
+            }
+            (Ok(entry), None) => self.begin_change(entry, origin),
+            (Err(code), _) => self.reply(origin, Answer::Topic(Err(code))),
+        }
+    }
+
+    pub(super) fn delete_topic(&mut self, origin: Origin, name: &str) {
+        let Some(known) = self.shard.catalogue().by_name(name).cloned() else {
+            self.reply(origin, Answer::Topic(Err(ErrorCode::UnknownTopic)));
+            return;
+        };
+        if self.topics.changes.contains_key(&known.topic) || !self.topics.to_log.is_empty() {
+            self.waiting.push_back((origin, Work::DeleteTopic { name: name.to_owned() }));
+            return;
+        }
+        self.begin_change(TopicEntry { deleted: true, ..known }, origin);
+    }
+
+    fn begin_change(&mut self, entry: TopicEntry, origin: Origin) {
+        let topic = entry.topic;
+        let missing = usize::from(self.topics.shards) - 1;
+        self.topics.changes.insert(topic, Change { entry, missing, asked: vec![origin] });
+        self.topics.to_log.push_back(ToLog::Change(topic));
+        self.turn_topics();
+    }
+
+    /// Shard 0 has it on disk (W1).
+    pub(super) fn topic_is_durable(&mut self, topic: TopicId) {
+        let Some(change) = self.topics.changes.get(&topic) else { return };
+        let entry = change.entry.clone();
+        self.topics.known.enter(entry.clone());
+        self.wake_deleted(&entry);
+        let origin = Origin { shard: self.own, connection: NOBODY, tag: 0 };
+        for shard in 1..self.topics.shards {
+            self.dispatch(origin, shard, Work::EnterTopic { entry: entry.clone() });
+        }
+        self.finish_change(topic);
+    }
+
+    pub(super) fn topic_failed(&mut self, topic: TopicId, code: ErrorCode) {
+        if let Some(change) = self.topics.changes.remove(&topic) {
+            for origin in change.asked {
+                self.reply(origin, Answer::Topic(Err(code)));
+            }
+        }
+    }
+
+    /// Shard 0 tells this shard of a topic.
+    pub(super) fn enter_topic(&mut self, entry: TopicEntry) {
+        self.wake_deleted(&entry);
+        let owns = entry.partition_ids().any(|id| id.shard(self.topics.shards).0 == self.topics.own);
+        let logged = self.shard.catalogue().by_id(entry.topic);
+        let is_logged = logged.is_some_and(|logged| logged.deleted == entry.deleted || logged.deleted);
+        if owns && !is_logged {
+            self.topics.to_log.push_back(ToLog::Entry(entry));
+            self.turn_topics();
+            return;
+        }
+        let (topic, deleted) = (entry.topic, entry.deleted);
+        self.topics.known.enter(entry);
+        let origin = Origin { shard: 0, connection: NOBODY, tag: 0 };
+        self.reply(origin, Answer::TopicEntered { topic, deleted });
+    }
+
+    /// Readers of a deleted topic find out.
+    fn wake_deleted(&mut self, entry: &TopicEntry) {
+        if entry.deleted {
+            for partition in entry.partition_ids() {
+                self.readers.wake_partition(partition);
+            }
+        }
+    }
+
+    /// A shard has entered a topic.
+    pub(super) fn topic_was_entered(&mut self, topic: TopicId, deleted: bool) {
+        if let Some(change) = self.topics.changes.get_mut(&topic)
+            && change.entry.deleted == deleted
+        {
+            change.missing = change.missing.saturating_sub(1);
+            self.finish_change(topic);
+        }
+    }
+
+    fn finish_change(&mut self, topic: TopicId) {
+        let done = self
+            .topics
+            .changes
+            .get(&topic)
+            .is_some_and(|change| change.missing == 0 && self.topics.known.by_id(topic).is_some());
+        if !done {
+            return;
+        }
+        if let Some(change) = self.topics.changes.remove(&topic) {
+            for origin in change.asked {
+                self.reply(origin, Answer::Topic(Ok(change.entry.clone())));
+            }
+        }
+    }
+}

@@ -10,8 +10,6 @@ pub enum Bug {
     FlushCoversLaterWrites,
     /// Recovery accepts a group without looking at its payloads.
     PayloadCrcUnchecked,
-    /// Recovery accepts a group without looking at the chain.
-    ChainUnchecked,
     /// Recovery cuts the log at the first bad group, whatever lies behind it.
     TruncateOnDoubt,
     /// A segment takes groups before its header is durable.

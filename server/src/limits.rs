@@ -29,6 +29,11 @@ pub const DESCRIPTORS_RESERVED: u64 = 192;
 /// Connections below which a server is not worth starting.
 pub const CONNECTIONS_MIN: u64 = 16;
 
+/// The kernel takes a killed server's ring apart in the background, and until then its sockets still listen: a start
+/// that finds the address taken tries again for so long.
+pub const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two such attempts.
+pub const ADDRESS_PAUSE: Duration = Duration::from_millis(20);
 /// A drain must be over by then.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// What is left of the deadline for threads that are told to stop at once.

@@ -745,7 +745,9 @@ fn serve(
             status.set_detail(detail);
             status.set_state(ShardState::Poisoned);
         }
-        server.wait();
+        if !server.is_stopped() {
+            server.wait();
+        }
     }
     publish(status, &server);
     if server.is_stopped() && !poison_told {

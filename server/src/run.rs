@@ -7,7 +7,7 @@ use crate::control::{Control, Ending, Signals, time_left};
 use crate::exit_code::{Fatal, FatalReason};
 use crate::logging::{self, LevelHandle};
 use crate::metrics::Metrics;
-use crate::node::{Node, ShardState};
+use crate::node::{Node, NodeOptions, ShardState};
 use crate::{descriptors, limits};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -105,7 +105,7 @@ fn run_config(launch: Launch, config: Config, banner: Banner) -> Result<(), Fata
         .map_err(|error| Fatal::new(FatalReason::Other, format!("signals cannot be heard: {error}")))?;
 
     // The node first: of two servers on one directory, the second should hear about the directory, not a port.
-    let mut node = Node::start(&options)?;
+    let mut node = start_node(&options, started)?;
     let facts = node.facts();
     let admin = match config.admin_listen.map(admin_bind).transpose() {
         Ok(admin) => admin,
@@ -140,6 +140,22 @@ fn run_config(launch: Launch, config: Config, banner: Banner) -> Result<(), Fata
     let ending = runtime.block_on(control.run(&mut signals));
     let drain_started = control.drain_started.unwrap_or_else(Instant::now);
     finish(node, ending, drain_started, banner)
+}
+
+/// Starts the shards. A server that was killed a moment ago may still hold the address (see the limit).
+fn start_node(options: &NodeOptions, started: Instant) -> Result<Node, Fatal> {
+    loop {
+        match Node::start(options) {
+            Err(fatal)
+                if fatal.reason == FatalReason::AddressInUse
+                    && started.elapsed() < limits::ADDRESS_PATIENCE =>
+            {
+                tracing::debug!(%fatal, "trying again");
+                std::thread::sleep(limits::ADDRESS_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn admin_bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Fatal> {

@@ -75,6 +75,9 @@ pub const GROUPS_IN_FLIGHT_MAX: usize = 4;
 pub const HEARTBEAT_DELAY_US: u64 = 5_000;
 /// Size of one write while a slot is pre-written. Larger ones delay commits (0.4 to 1 ms at p99).
 pub const PREWRITE_CHUNK: usize = 128 << 10;
+/// While groups are in flight the background writes at most once in this time: 64 MB/s in pieces of
+/// [`PREWRITE_CHUNK`].
+pub const BACKGROUND_PERIOD_US: u64 = 2_000;
 /// Log between two checkpoints.
 pub const CHECKPOINT_INTERVAL: u64 = 256 << 20;
 /// A checkpoint chunk is closed at this size; one item may exceed it.

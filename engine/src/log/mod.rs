@@ -26,8 +26,9 @@ use ringmq_format::checksum::Crc32c;
 use ringmq_format::frame::FrameHeader;
 use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty};
 use ringmq_format::limits::{
-    BLOCK_SIZE, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE, GROUP_HEADER_SIZE, GROUP_SIZE_TARGET_MAX,
-    GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX, HEARTBEAT_DELAY_US, SEGMENT_HEADER_SIZE, block_align,
+    BACKGROUND_PERIOD_US, BLOCK_SIZE, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE, GROUP_HEADER_SIZE,
+    GROUP_SIZE_TARGET_MAX, GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX, HEARTBEAT_DELAY_US,
+    SEGMENT_HEADER_SIZE, block_align,
 };
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::IndexEntry;
@@ -236,6 +237,8 @@ pub struct Log {
     target: usize,
     last_kind: GroupKind,
     last_durable_us: u64,
+    /// When the background may write though groups are in flight.
+    background_at_us: u64,
     poisoned: Option<Poison>,
     stats: LogStats,
     /// Slots whose segments wait for the superblock (L6), with the log start that frees them.
@@ -284,6 +287,7 @@ impl Log {
             target: GROUP_SIZE_TARGET_MIN,
             last_kind: GroupKind::Heartbeat,
             last_durable_us: 0,
+            background_at_us: 0,
             poisoned: None,
             stats: LogStats::default(),
             retiring: Vec::new(),
@@ -425,9 +429,20 @@ impl Log {
             && self.flush.is_none()
     }
 
-    /// Groups are in flight: the background keeps its writes back.
+    /// Groups are in flight.
     pub fn has_flights(&self) -> bool {
         !self.flights.is_empty()
+    }
+
+    /// May the background write now? While groups are in flight it is kept back, but for one write a period: under
+    /// load that never ends there have to be checkpoints and slots too.
+    pub fn take_background_write(&mut self, ring: &Ring) -> bool {
+        let now = ring.now().mono_us;
+        let may = self.flights.is_empty() || now >= self.background_at_us;
+        if may {
+            self.background_at_us = now + BACKGROUND_PERIOD_US;
+        }
+        may
     }
 
     /// When `turn` wants to be called though nothing has completed.
@@ -501,7 +516,7 @@ impl Log {
                     continue;
                 }
                 let saturated = self.flights.len() >= GROUPS_IN_FLIGHT_MAX;
-                if saturated || self.activating.is_some() {
+                if saturated || self.awaits_header() {
                     return Err(Refused::Busy);
                 }
                 self.target = (self.target * 2).min(GROUP_SIZE_TARGET_MAX);
@@ -601,9 +616,6 @@ impl Log {
         ring.memory.bytes_mut(range).copy_from_slice(&facts.encode());
         self.activating = Some(0);
         self.submit_header(ring, 0);
-        if self.options.planted.has(Bug::HeaderNotAwaited) {
-            self.activating = None;
-        }
         Ok(())
     }
 
@@ -644,6 +656,11 @@ impl Log {
         bytes[..GROUP_HEADER_SIZE].copy_from_slice(header.as_bytes());
         bytes[open.used..].fill(0);
         self.submit(ring, &header, open.arena_start, open.touched);
+    }
+
+    /// Groups wait for the header of their segment (L3).
+    fn awaits_header(&self) -> bool {
+        self.activating.is_some() && !self.options.planted.has(Bug::HeaderNotAwaited)
     }
 
     fn incarnation(&self) -> u64 {
@@ -688,7 +705,7 @@ impl Log {
     ) {
         let total = header.total();
         let lsn = Lsn(header.lsn.get());
-        assert!(self.activating.is_none(), "group {lsn} before its segment's header is durable"); // L3
+        assert!(!self.awaits_header(), "group {lsn} before its segment's header is durable"); // L3
         let Some(segment) = self.segments.back_mut() else { panic!("group {lsn} without a segment") };
         let position = segment.facts.position(lsn);
         assert_eq!(segment.end, lsn, "groups are contiguous");
@@ -846,8 +863,12 @@ impl Log {
         self.turn_heartbeat(ring);
         self.free_retired();
         self.turn_superblock(ring);
-        let waits_for_slot = self.free_slots() == 0;
-        self.prewriter.step(ring, &mut self.slots, self.flights.is_empty() || waits_for_slot);
+        if self.prewriter.wants_write() {
+            let may_write = self.free_slots() == 0 || self.take_background_write(ring);
+            self.prewriter.step(ring, &mut self.slots, may_write);
+        } else {
+            self.prewriter.step(ring, &mut self.slots, false);
+        }
     }
 
     /// Begins to write what the superblock was asked to say.
@@ -859,7 +880,7 @@ impl Log {
     /// target is reached.
     fn turn_group(&mut self, ring: &mut Ring) {
         let Some(open) = &self.open else { return };
-        if open.frames == 0 || self.activating.is_some() {
+        if open.frames == 0 || self.awaits_header() {
             return;
         }
         let idle = self.flights.is_empty();
@@ -887,13 +908,13 @@ impl Log {
     }
 
     fn turn_recovery(&mut self, ring: &mut Ring) {
-        if !self.recovery_due || self.activating.is_some() {
+        if !self.recovery_due || self.awaits_header() {
             return;
         }
         if !self.has_room_for_block() && self.roll(ring).is_err() {
             return; // no slot yet
         }
-        if self.activating.is_none() && self.submit_empty(ring, GroupKind::Recovery, BLOCK_SIZE).is_ok() {
+        if !self.awaits_header() && self.submit_empty(ring, GroupKind::Recovery, BLOCK_SIZE).is_ok() {
             self.recovery_due = false;
         }
     }

@@ -54,7 +54,12 @@ impl Publish {
         Some(Self { room, path, file, bytes, buffer, step, in_flight: false })
     }
 
-    /// Takes the next step. `may_write` is false while groups are in flight.
+    /// The next step is a write.
+    pub fn wants_write(&self) -> bool {
+        !self.in_flight && matches!(self.step, Step::Write(_))
+    }
+
+    /// Takes the next step. Bytes are written if the log says `may_write`.
     pub fn step(&mut self, ring: &mut Ring, may_write: bool) {
         if self.in_flight {
             return;

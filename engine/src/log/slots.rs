@@ -4,7 +4,7 @@
 //! name, and says so in a *blank* header (segment number 0).
 //!
 //! States      making -[blank header durable]-> free -[activate]-> in use -[retire, superblock durable]-> free
-//! Invariants  P1  Never more than one write in flight, and none while a group is, unless the log waits for a slot.
+//! Invariants  P1  Never more than one write in flight, and while a group is, only as the log allows.
 //!             P2  No file is removed and none shrinks.
 //! Ignorant of groups and partitions.
 
@@ -172,12 +172,17 @@ impl Prewriter {
         self.retry_at_us
     }
 
+    /// The next step is a write of zeros.
+    pub fn wants_write(&self) -> bool {
+        !self.in_flight && matches!(self.step, Step::Writing(_))
+    }
+
     /// An op of the pre-writer is in flight.
     pub fn is_busy(&self) -> bool {
         self.in_flight
     }
 
-    /// Takes the next step if there is one to take. `may_write` is false while groups are in flight (P1).
+    /// Takes the next step if there is one to take. Zeros are written if the log says `may_write` (P1).
     pub fn step(&mut self, ring: &mut Ring, slots: &mut [Slot], may_write: bool) {
         if self.in_flight {
             return;

@@ -580,11 +580,10 @@ impl Recovery<'_> {
     /// The segment that continues a sealed one. Headers of activations that were cut short stay behind: only the
     /// one with the right chain counts.
     fn find_next(&self, facts: &SegmentFacts, chain: u64) -> Option<(usize, SegmentFacts)> {
-        let unchecked = self.options.planted.has(Bug::ChainUnchecked);
         self.headers
             .iter()
             .filter(|(_, next)| next.base == facts.end() && next.previous_seq == facts.seq)
-            .filter(|(_, next)| next.previous_chain == chain || unchecked)
+            .filter(|(_, next)| next.previous_chain == chain)
             .max_by_key(|(_, next)| next.seq)
             .copied()
     }
@@ -830,7 +829,7 @@ impl Recovery<'_> {
             return Ok(unreadable);
         }
         let planted = self.options.planted;
-        let total = match group_len(facts, point, self.window_bytes(window, position), planted) {
+        let total = match group_len(facts, point, self.window_bytes(window, position)) {
             Ok(header) => header.total(),
             Err(_) => GROUP_HEADER_SIZE,
         };

@@ -39,14 +39,9 @@ impl Examined {
 }
 
 /// Bytes that the group at the point takes, if its header is good (G1 to G5).
-pub fn group_len(
-    facts: &SegmentFacts,
-    point: &ScanPoint,
-    bytes: &[u8],
-    planted: Planted,
-) -> Result<GroupHeader, Corruption> {
+pub fn group_len(facts: &SegmentFacts, point: &ScanPoint, bytes: &[u8]) -> Result<GroupHeader, Corruption> {
     let header = GroupHeader::parse(bytes, facts.incarnation, facts.seq, point.lsn)?;
-    if header.chain.get() != point.chain && !planted.has(Bug::ChainUnchecked) {
+    if header.chain.get() != point.chain {
         return Err(Corruption::new("group", "chain", Damage::Chain, point.chain, header.chain.get()));
     }
     if header.epoch.get() < point.epoch.0 {
@@ -62,7 +57,7 @@ pub fn group_len(
 
 /// Examines the group at the point. `bytes` start there and hold all of it if its header is good.
 pub fn examine(facts: &SegmentFacts, point: &ScanPoint, bytes: &[u8], planted: Planted) -> Examined {
-    let header = match group_len(facts, point, bytes, planted) {
+    let header = match group_len(facts, point, bytes) {
         Ok(header) => header,
         Err(corruption) => return Examined::nothing(corruption),
     };

@@ -222,7 +222,8 @@ impl Shard {
                 };
             }
             Step::Publishing(facts, mut publish) => {
-                publish.step(ring, !self.log.has_flights());
+                let may_write = publish.wants_write() && self.log.take_background_write(ring);
+                publish.step(ring, may_write);
                 self.checkpointing.step = Step::Publishing(facts, publish);
             }
             Step::Naming(facts) => {
@@ -246,7 +247,8 @@ impl Shard {
         let file = self.checkpointing.files[usize::from(number) - 1];
         match Publish::new(ring, room::CHECKPOINT, path, file, bytes) {
             Some(mut publish) => {
-                publish.step(ring, !self.log.has_flights());
+                let may_write = publish.wants_write() && self.log.take_background_write(ring);
+                publish.step(ring, may_write);
                 Step::Publishing(facts, publish)
             }
             None => Step::Idle,

@@ -4,7 +4,7 @@
 //! once, then sleeps until [`Shard::deadline`].
 //!
 //! Invariants  H1  Nothing is acknowledged and nothing is shown before `durable` has passed it.
-//!             H2  Background writes are kept back while groups are in flight.
+//!             H2  Background writes are kept back, all but a few, while groups are in flight.
 //!             H3  A segment is retired only when two checkpoints cover it.
 //! Ignorant of connections, requests and other shards.
 
@@ -506,6 +506,17 @@ impl Shard {
     }
 
     fn turn_stop(&mut self) {
+        // As far as it goes: no completion may come that would bring another turn.
+        loop {
+            let before = self.stopping;
+            self.step_stop();
+            if self.stopping == before {
+                return;
+            }
+        }
+    }
+
+    fn step_stop(&mut self) {
         self.stopping = match self.stopping {
             Stopping::Draining
                 if self.log.is_quiet() && self.log.is_ready() && self.checkpointing.is_idle() =>

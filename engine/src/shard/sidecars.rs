@@ -75,7 +75,8 @@ impl Shard {
             if job.retry_at_us.take().is_some() {
                 self.sidecar = None; // begun anew below
             } else {
-                job.publish.step(ring, !self.log.has_flights());
+                let may_write = job.publish.wants_write() && self.log.take_background_write(ring);
+                job.publish.step(ring, may_write);
                 return;
             }
         }
@@ -100,7 +101,8 @@ impl Shard {
         let path = self.log.sidecar_path(facts.slot);
         let file = self.log.slots()[segment.slot].sidecar;
         let Some(mut publish) = Publish::new(ring, room::SIDECAR, path, file, bytes) else { return };
-        publish.step(ring, !self.log.has_flights());
+        let may_write = publish.wants_write() && self.log.take_background_write(ring);
+        publish.step(ring, may_write);
         let refs = refs_of(facts.seq, &entries);
         self.sidecar = Some(SidecarJob {
             segment: facts.seq,

@@ -240,7 +240,7 @@ impl ShardServer {
     fn deadline(&self) -> Option<u64> {
         let drain = match self.draining {
             Draining::Connections { until_us } => Some(until_us),
-            Draining::Peers => Some(self.ring.now().mono_us + 1_000),
+            Draining::Peers | Draining::Storage => Some(self.ring.now().mono_us + 1_000),
             _ => None,
         };
         let sweep = (self.stats.connections_open > 0).then_some(self.sweep_at_us);

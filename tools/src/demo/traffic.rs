@@ -6,10 +6,10 @@ use crate::cli::Target;
 use crate::failure::Failure;
 use crate::link;
 use indicatif::ProgressBar;
-use ringmq_client::{ConsumerConfig, Producer, ProducerConfig, RecordBuf, SendFuture};
+use ringmq_client::{Ack, ConsumerConfig, Producer, ProducerConfig, RecordBuf, SendFuture};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 /// Partitions of the demo's topic.
 pub(super) const PARTITIONS: u32 = 4;
@@ -43,6 +43,7 @@ pub(super) async fn publish(
     let kill_at = records * 4 / 10;
     let mut server = Some(server);
     let mut comeback: Option<JoinHandle<Result<Comeback, Failure>>> = None;
+    let mut came_back: Option<Comeback> = None;
     let mut waiting: VecDeque<(u32, Instant, SendFuture)> = VecDeque::new();
     let mut published = Published {
         acks: Vec::with_capacity(records as usize),
@@ -74,19 +75,44 @@ pub(super) async fn publish(
             }));
         }
         let Some((id, sent, future)) = waiting.pop_front() else { break };
-        let ack =
-            future.await.map_err(|error| Failure::failed(format!("record {id} was not stored: {error}")))?;
+        let ack = acknowledged(id, future, &mut comeback, &mut came_back).await?;
         published.recognised += u32::from(ack.duplicate);
         let (partition, offset) = (ack.partition, ack.offset);
         published.acks.push(Acked { id, partition, offset, sent, acked: Instant::now() });
         bar.set_position(published.acks.len() as u64);
     }
-    let comeback = comeback.ok_or_else(|| Failure::failed("the server was never killed"))?;
-    let comeback =
-        comeback.await.map_err(|error| Failure::failed(format!("the restart failed: {error}")))??;
+    let comeback = match (came_back, comeback) {
+        (Some(comeback), _) => comeback,
+        (None, Some(task)) => joined(task.await)?,
+        (None, None) => return Err(Failure::failed("the server was never killed")),
+    };
     published.absence = comeback.absence;
     published.recovered_after = comeback.server.ready_after;
     Ok((published, comeback.server))
+}
+
+/// The acknowledgement; or, at once, why the server did not come back.
+async fn acknowledged(
+    id: u32,
+    mut future: SendFuture,
+    comeback: &mut Option<JoinHandle<Result<Comeback, Failure>>>,
+    came_back: &mut Option<Comeback>,
+) -> Result<Ack, Failure> {
+    loop {
+        tokio::select! {
+            ack = &mut future => {
+                return ack.map_err(|error| Failure::failed(format!("record {id} was not stored: {error}")));
+            }
+            result = async { match comeback { Some(task) => task.await, None => std::future::pending().await } } => {
+                *comeback = None;
+                *came_back = Some(joined(result)?);
+            }
+        }
+    }
+}
+
+fn joined(result: Result<Result<Comeback, Failure>, JoinError>) -> Result<Comeback, Failure> {
+    result.map_err(|error| Failure::failed(format!("the restart failed: {error}")))?
 }
 
 async fn send(producer: &Producer, id: u32, target: &Target) -> Result<SendFuture, Failure> {

@@ -44,7 +44,7 @@ fn nothing_is_lost_invented_reordered_or_given_twice() {
     }
     let begun = std::time::Instant::now();
     let first = number("RINGMQ_SIM_FIRST").unwrap_or(0);
-    let seeds = number("RINGMQ_SIM_SEEDS").unwrap_or(300);
+    let seeds = number("RINGMQ_SIM_SEEDS").unwrap_or(200);
     let mut total = Counts::default();
     for seed in first..first + seeds {
         let outcome = run(plan(seed));

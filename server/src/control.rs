@@ -245,14 +245,8 @@ impl<'a> Control<'a> {
                     tracing::error!(shard = number, detail = shard.detail(), "recovery refused a shard");
                     news = true;
                 }
-                ShardState::Poisoned => {
-                    tracing::error!(
-                        shard = number,
-                        detail = shard.detail(),
-                        "a shard's log is poisoned: it acknowledges nothing more, reads go on; fix the disk and restart"
-                    );
-                    news = true;
-                }
+                // The shard has logged it.
+                ShardState::Poisoned => news = true,
                 _ => {}
             }
         }

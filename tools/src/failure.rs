@@ -38,6 +38,13 @@ impl Failure {
         Self { code: EXIT_DAMAGE, ..Self::failed(message) }
     }
 
+    /// For verbs whose exit code 0 is a proof: a reader that went away proves nothing.
+    #[must_use]
+    pub(crate) fn never_zero(mut self) -> Self {
+        self.code = self.code.max(EXIT_FAILED);
+        self
+    }
+
     /// Everything was said already.
     pub(crate) fn said(code: u8) -> Self {
         Self { code, quiet: true, ..Self::failed("") }

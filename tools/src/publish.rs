@@ -6,7 +6,7 @@
 //! under way is still waited for, and the summary says how far it came.
 
 use crate::cli::{Common, Target};
-use crate::failure::{EXIT_FAILED, Failure};
+use crate::failure::Failure;
 use crate::lines::{Line, LineError, Lines};
 use crate::link;
 use crate::screen::{self, Ink, Screen, duration, thousands};
@@ -393,5 +393,3 @@ fn read_stdin(separator: Option<String>) -> mpsc::Receiver<Batch> {
     });
     receiver
 }
-
-const _: () = assert!(EXIT_FAILED == 1, "`--help` says so");

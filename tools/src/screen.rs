@@ -1,8 +1,9 @@
 //! What verbs print: lines and tables on stdout for people, JSON for programs, progress on stderr at a terminal.
 
 use crate::cli::Common;
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, LineStyle, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 /// Colours by meaning.
@@ -80,7 +81,7 @@ impl Screen {
     pub(crate) fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();
         if self.terminal {
-            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+            table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
             table.set_content_arrangement(ContentArrangement::Dynamic);
             table.set_width(width());
         } else {
@@ -112,12 +113,19 @@ pub(crate) fn progress(total: u64, what: &str, common: &Common) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-    let style = ProgressStyle::with_template("{msg:<26} {bar:32} {human_pos:>9} of {human_len}  {per_sec}");
+    let style = ProgressStyle::with_template("{msg:<26} {bar:32} {human_pos:>9} of {human_len}  {rate}");
     if let Ok(style) = style {
-        bar.set_style(style.progress_chars("━━─"));
+        bar.set_style(with_rate(style).progress_chars("━━─"));
     }
     bar.set_message(what.to_owned());
     bar
+}
+
+/// `{rate}`: whole records per second.
+fn with_rate(style: ProgressStyle) -> ProgressStyle {
+    style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+        let _ = write!(out, "{}/s", thousands(state.per_sec() as u64));
+    })
 }
 
 /// A count of unknown length on stderr where that is a terminal, nothing elsewhere.
@@ -126,8 +134,8 @@ pub(crate) fn counter(what: &str, common: &Common) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} {msg}  {per_sec}") {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} {msg}  {rate}") {
+        bar.set_style(with_rate(style));
     }
     bar.set_message(what.to_owned());
     bar

@@ -7,7 +7,7 @@ mod common;
 use common::{BINARY, ringmq, run, text};
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 6] = ["server", "demo", "doctor", "bench", "completions", "man"];
+const VERBS: [&str; 9] = ["server", "pub", "sub", "topic", "demo", "doctor", "bench", "completions", "man"];
 
 #[test]
 fn every_verb_has_help() {

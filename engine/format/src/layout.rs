@@ -221,9 +221,169 @@ pub fn text() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::text;
+    use crate::catalogue::TopicEntry;
+    use crate::frame::{Codec, Frame, FrameHeader, FrameKind, encode};
+    use crate::group::{
+        BodyCrc, BodyState, GroupFields, GroupHeader, GroupKind, check_body, encode_empty, group_size,
+    };
+    use crate::ids::{Epoch, Lsn, Offset, PartitionId, ProducerId, SegmentSeq, ShardId, SlotId, TopicId};
+    use crate::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE};
+    use crate::record::{FrameBuilder, ProducerStamp, Record};
+    use crate::segment::{FIRST_GROUP, SegmentFacts};
+    use std::fmt::Write;
+    use zerocopy::IntoBytes;
+
+    const FORMAT_MD: &str = include_str!("../../FORMAT.md");
+
     /// A change here changes what is on users' disks: it needs a new format version and its entry in FORMAT.md.
     #[test]
     fn layout_is_as_it_was() {
         insta::assert_snapshot!(super::text());
+    }
+
+    /// Each structure has a heading of its own, and under it each field a row that begins with its offset.
+    #[test]
+    fn every_field_is_in_format_md_at_its_offset() {
+        let mut section = None;
+        for line in text().lines().take_while(|line| *line != "frame kinds") {
+            if let Some(structure) = line.strip_suffix(" bytes)") {
+                let (path, size) = structure.split_once(" (").unwrap();
+                let name = path.rsplit("::").next().unwrap();
+                let heading = format!("`{name}`, {size} bytes");
+                let (_, rest) = FORMAT_MD.split_once(&heading).unwrap_or_else(|| panic!("no '{heading}'"));
+                section = Some((name, rest.split("\n#").next().unwrap_or(rest)));
+                continue;
+            }
+            let (name, section) = section.unwrap();
+            let mut words = line.split_whitespace();
+            let (offset, field) = (words.next().unwrap(), words.next().unwrap());
+            let row = format!("| {offset} | ");
+            let found = section.lines().any(|line| {
+                line.starts_with(&row)
+                    && line.split('|').nth(3).is_some_and(|cell| cell.trim() == format!("`{field}`"))
+            });
+            assert!(found, "{name}: no row for '{field}' at {offset}");
+        }
+        for line in text().lines().skip_while(|line| *line != "frame kinds") {
+            let Some((number, name)) = line.trim().split_once("  ") else { continue };
+            let limit = number.parse::<u64>().ok().filter(|_| !name.chars().all(char::is_alphabetic));
+            let found = match limit {
+                Some(limit) => FORMAT_MD.contains(&format!("| {name} | {limit} |")),
+                None => {
+                    FORMAT_MD.contains(&format!("| {number} | {name} |"))
+                        || FORMAT_MD.contains(&format!("| {name} | {number} |"))
+                }
+            };
+            assert!(found, "no row for '{name}' {number}");
+        }
+    }
+
+    /// The worked example: a segment with two groups.
+    fn example() -> Vec<u8> {
+        let facts = SegmentFacts {
+            shard: ShardId(0),
+            slot: SlotId(0),
+            seq: SegmentSeq(1),
+            incarnation: 0x1122_3344_5566_7788,
+            base: Lsn(0),
+            previous_seq: SegmentSeq(0),
+            previous_chain: 0,
+            capacity: 8 << 20,
+            created_ms: 1_795_328_984_000,
+            node_id: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
+            epoch: Epoch(1),
+        };
+        let topic = TopicEntry {
+            topic: TopicId(1),
+            first_partition: PartitionId(1),
+            partitions: 1,
+            deleted: false,
+            created_ms: 1_795_328_984_100,
+            name: "hello".to_owned(),
+        };
+        let mut payload = Vec::new();
+        topic.encode(&mut payload);
+        let topic = encode(FrameKind::Topic, 1, &payload);
+
+        let mut builder = FrameBuilder::new(1_795_328_984_119, 4096);
+        builder
+            .push(&Record { time_ms: 1_795_328_984_119, body: b"first message", ..Record::default() })
+            .unwrap();
+        let second =
+            Record { key: Some(b"k1"), time_ms: 1_795_328_984_121, body: b"second", ..Record::default() };
+        builder.push(&second).unwrap();
+        let producer = ProducerStamp { id: ProducerId(0xabcd), epoch: 0, base_sequence: 0 };
+        let mut data = builder.finish(producer, Codec::None, &mut |_| None);
+        let mut header = *FrameHeader::parse(&data).unwrap();
+        header.stamp(PartitionId(1), Offset(0), 1_795_328_984_120);
+        data[..header.as_bytes().len()].copy_from_slice(header.as_bytes());
+
+        let mut crc = BodyCrc::new(facts.incarnation);
+        crc.add(Frame::parse(&topic).unwrap().header);
+        crc.add(Frame::parse(&data).unwrap().header);
+        let frames = [topic, data].concat();
+        let fields = GroupFields {
+            segment_seq: facts.seq,
+            lsn: Lsn(FIRST_GROUP),
+            durable_lsn: Lsn(0),
+            used: GROUP_HEADER_SIZE + frames.len(),
+            total: group_size(frames.len()),
+            frames: 2,
+            body_crc: crc.finish(),
+            chain: facts.previous_chain,
+            epoch: facts.epoch,
+            kind: GroupKind::Data,
+        };
+        let first = GroupHeader::new(&fields, facts.incarnation);
+        let mut bytes = facts.encode();
+        bytes.extend_from_slice(first.as_bytes());
+        bytes.extend_from_slice(&frames);
+        bytes.resize(FIRST_GROUP as usize + fields.total, 0);
+
+        let end = fields.lsn.plus(fields.total as u64);
+        let heartbeat = GroupFields {
+            lsn: end,
+            durable_lsn: end,
+            total: BLOCK_SIZE,
+            frames: 0,
+            chain: first.next_chain(),
+            kind: GroupKind::Heartbeat,
+            ..fields
+        };
+        let mut block = vec![0; BLOCK_SIZE];
+        encode_empty(&heartbeat, facts.incarnation, &mut block);
+        bytes.extend_from_slice(&block);
+        bytes
+    }
+
+    /// As `hexdump` writes it, without lines of zeros.
+    fn dump(bytes: &[u8]) -> String {
+        let mut out = String::new();
+        for (index, row) in bytes.chunks(16).enumerate().filter(|(_, row)| row.iter().any(|byte| *byte != 0))
+        {
+            let _ = write!(out, "{:05x} ", index * 16);
+            row.iter().for_each(|byte| {
+                let _ = write!(out, " {byte:02x}");
+            });
+            out.push('\n');
+        }
+        out
+    }
+
+    #[test]
+    fn the_example_of_format_md_is_what_is_written() {
+        let bytes = example();
+        let facts = SegmentFacts::parse(&bytes).unwrap();
+        let group = &bytes[FIRST_GROUP as usize..];
+        let header = GroupHeader::parse(group, facts.incarnation, facts.seq, Lsn(FIRST_GROUP)).unwrap();
+        assert_eq!(check_body(header, group, facts.incarnation), BodyState::Whole);
+        let dumped = dump(&bytes);
+        for line in dumped.lines() {
+            assert!(
+                FORMAT_MD.lines().any(|known| known.starts_with(line)),
+                "FORMAT.md lacks\n{line}\nof\n{dumped}"
+            );
+        }
     }
 }

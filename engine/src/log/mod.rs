@@ -166,6 +166,8 @@ pub struct LogOptions {
     pub segment_size: u64,
     /// Bytes that all slots together may have.
     pub disk_limit: Option<u64>,
+    /// Frames of one segment: their index is in RAM until the segment is sealed, so it is sealed at this number.
+    pub frames_per_segment_max: usize,
     /// A bug planted by a test.
     pub planted: Planted,
 }
@@ -538,7 +540,7 @@ impl Log {
         };
         let end = segment.facts.capacity - BLOCK_SIZE as u64; // one block is kept for the seal
         let need = need as u64;
-        if position + need > end {
+        if position + need > end || segment.entries.len() >= self.options.frames_per_segment_max {
             return Room::Roll;
         }
         let edges = &self.slots[segment.slot].edges;

@@ -51,6 +51,29 @@ struct Page {
     durable: usize,
     /// Bytes of it that were read: a read may be cut short.
     read: usize,
+    /// Read block by block, because the medium does not give some of it.
+    careful: bool,
+    /// One bit for each block that it does not give.
+    bad: u32,
+}
+
+const _: () = assert!(COLD_PAGE_SIZE / BLOCK_SIZE <= u32::BITS as usize);
+
+impl Page {
+    const EMPTY: Self = Self {
+        key: None,
+        state: PageState::Ready(0),
+        used: 0,
+        generation: 0,
+        durable: 0,
+        read: 0,
+        careful: false,
+        bad: 0,
+    };
+
+    fn is_bad(&self, from: usize, to: usize) -> bool {
+        (from / BLOCK_SIZE..to.div_ceil(BLOCK_SIZE)).any(|block| self.bad >> block & 1 == 1)
+    }
 }
 
 /// What a look at a page gives.
@@ -103,11 +126,9 @@ impl ColdCache {
     pub fn new(ring: &mut Ring, size: usize) -> Option<Self> {
         let count = size.max(COLD_SIZE_MIN) / COLD_PAGE_SIZE;
         let buffer = ring.memory.alloc(count * COLD_PAGE_SIZE, true)?;
-        let empty =
-            Page { key: None, state: PageState::Ready(0), used: 0, generation: 0, durable: 0, read: 0 };
         Some(Self {
             buffer,
-            pages: vec![empty; count],
+            pages: vec![Page::EMPTY; count],
             by_key: HashMap::default(),
             wanted: VecDeque::new(),
             in_flight: 0,
@@ -121,8 +142,8 @@ impl ColdCache {
         BufRange::new(self.buffer, index as usize * COLD_PAGE_SIZE, len)
     }
 
-    /// Looks at the first `need` bytes of a page; asks for it if they are not here.
-    pub fn look(&mut self, key: PageKey, need: usize) -> Look {
+    /// Looks at the bytes `from..to` of a page; asks for it if they are not here. The range begins with the page.
+    pub fn look(&mut self, key: PageKey, from: usize, to: usize) -> Look {
         self.turn += 1;
         let Some(index) = self.by_key.get(&key).copied() else {
             self.want(key);
@@ -131,7 +152,8 @@ impl ColdCache {
         let page = &mut self.pages[index as usize];
         page.used = self.turn;
         let (gone, look) = match page.state {
-            PageState::Ready(len) if need <= len => (false, Look::Here(self.range(index, len))),
+            PageState::Ready(len) if to <= len && page.is_bad(from, to) => (false, Look::Failed(Errno::IO)),
+            PageState::Ready(len) if to <= len => (false, Look::Here(self.range(index, len))),
             PageState::Reading => (false, Look::Coming),
             // Read before the log had come this far: the page is read again.
             PageState::Ready(_) => (true, Look::Coming),
@@ -182,7 +204,8 @@ impl ColdCache {
             let durable = durable(&key).saturating_sub(start).min(COLD_PAGE_SIZE as u64) as usize;
             let durable = durable / BLOCK_SIZE * BLOCK_SIZE;
             let state = if durable == 0 { PageState::Failed(Errno::IO) } else { PageState::Reading };
-            self.pages[index] = Page { key: Some(key), state, used: self.turn, generation, durable, read: 0 };
+            self.pages[index] =
+                Page { key: Some(key), state, used: self.turn, generation, durable, ..Page::EMPTY };
             self.by_key.insert(key, index as u32);
             if durable == 0 {
                 self.progressed = true; // nothing there: whoever waits is told
@@ -198,7 +221,8 @@ impl ColdCache {
     fn submit(&self, ring: &mut Ring, index: u32) {
         let page = &self.pages[index as usize];
         let Some(key) = page.key else { panic!("page {index} is read for nobody") };
-        let into = self.range(index, page.durable).skip(page.read);
+        let end = if page.careful { page.read + BLOCK_SIZE } else { page.durable };
+        let into = self.range(index, end).skip(page.read);
         let position = u64::from(key.page) * COLD_PAGE_SIZE as u64 + page.read as u64;
         ring.submit(
             Token::new(room::COLD, page.generation, index),
@@ -222,14 +246,22 @@ impl ColdCache {
         assert_eq!(page.generation, completion.token.generation, "a read of another life of the page"); // R3
         page.state = match completion.result {
             Ok(0) => PageState::Failed(Errno::IO), // the file has become shorter
-            Ok(len) => {
-                page.read += len as usize / BLOCK_SIZE * BLOCK_SIZE;
+            Err(error) if error != Errno::IO => PageState::Failed(error),
+            result => {
+                match result {
+                    Ok(len) => page.read += len as usize / BLOCK_SIZE * BLOCK_SIZE,
+                    // One bad sector does not take its neighbours with it.
+                    Err(_) if page.careful => {
+                        page.bad |= 1 << (page.read / BLOCK_SIZE);
+                        page.read += BLOCK_SIZE;
+                    }
+                    Err(_) => page.careful = true,
+                }
                 if page.read < page.durable {
                     return self.submit(ring, completion.token.slot);
                 }
                 PageState::Ready(page.durable)
             }
-            Err(error) => PageState::Failed(error),
         };
         self.in_flight -= 1;
         self.progressed = true;

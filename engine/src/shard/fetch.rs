@@ -238,7 +238,7 @@ impl Shard {
             let key = PageKey { file: place.file, segment: place.segment, page: page as u32 };
             let from = place.position.max(page * page_size) - page * page_size;
             let to = end.min((page + 1) * page_size) - page * page_size;
-            match self.cold.look(key, to as usize) {
+            match self.cold.look(key, from as usize, to as usize) {
                 Look::Here(range) => {
                     let page_bytes = ring.memory.bytes(range);
                     out.extend_from_slice(&page_bytes[from as usize..to as usize]);
@@ -301,7 +301,7 @@ impl Shard {
             let position = BLOCK_SIZE as u64 * (1 + u64::from(block));
             let key = PageKey { file, segment, page: (position / COLD_PAGE_SIZE as u64) as u32 };
             let in_page = (position % COLD_PAGE_SIZE as u64) as usize;
-            let range = match self.cold.look(key, in_page + BLOCK_SIZE) {
+            let range = match self.cold.look(key, in_page, in_page + BLOCK_SIZE) {
                 Look::Here(range) => range,
                 Look::Coming => return Index::Coming,
                 Look::Failed(_) => {

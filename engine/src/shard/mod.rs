@@ -16,8 +16,8 @@ mod sidecars;
 use crate::catalogue::Catalogue;
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
-use crate::partition::Partition;
 use crate::partition::producers::{Original, Verdict};
+use crate::partition::{FrameRef, Partition};
 use crate::planted::Planted;
 use crate::reader::{COLD_SIZE_MIN, ColdCache};
 use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
@@ -39,6 +39,9 @@ use std::path::PathBuf;
 
 /// Smallest memory budget of a shard: its log arena and its cold arena.
 pub const MEMORY_MIN: usize = ARENA_SIZE_MIN + COLD_SIZE_MIN;
+/// What a frame of an unsealed segment costs in RAM: its index entry and its place in the partition. A third of the
+/// arenas' memory, on top of them, is the most that one segment's index takes.
+const INDEX_BYTES_PER_FRAME: usize = size_of::<sidecar::IndexEntry>() + size_of::<FrameRef>();
 /// How often retention is looked at, and at most one segment is given up for its age.
 const RETENTION_PERIOD_US: u64 = 1_000_000;
 
@@ -216,6 +219,7 @@ impl Shard {
             arena_size: options.memory.saturating_sub(options.memory / 3).max(ARENA_SIZE_MIN),
             segment_size: options.segment_size,
             disk_limit: options.disk_limit,
+            frames_per_segment_max: options.memory / 3 / INDEX_BYTES_PER_FRAME,
             planted: options.planted,
         };
         let log = Log::new(ring, log_options, start).ok_or(OpenError::NoMemory)?;

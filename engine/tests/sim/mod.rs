@@ -15,7 +15,7 @@ use ringmq_engine::format::limits::frame_size_max;
 use ringmq_engine::format::record::{FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::format::{Lsn, Offset, PartitionId, ProducerId, ShardId};
 use ringmq_engine::recovery::{OpenError, RecoveryReport};
-use ringmq_engine::ring::sim::{NodeId, World};
+use ringmq_engine::ring::sim::{DiskImage, NodeId, World};
 use ringmq_engine::ring::{Completion, Errno, Ring};
 use ringmq_engine::shard::{
     AppendError, Appended, Extent, Fetched, MEMORY_MIN, Shard, ShardOptions, TimeLookup,
@@ -60,7 +60,7 @@ impl Live {
 }
 
 /// What the harness knows of a shard, living or not.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Known {
     pub(crate) topics: Vec<TopicModel>,
     names: u64,
@@ -119,6 +119,13 @@ impl From<Wrong> for Stop {
 
 type Step<T> = Result<T, Stop>;
 
+fn flat<T>(step: Step<T>) -> Result<T, Wrong> {
+    step.map_err(|stop| match stop {
+        Stop::Wrong(wrong) => wrong,
+        Stop::Died => wrong("progress", "the process died".to_owned()),
+    })
+}
+
 pub(crate) struct Harness {
     pub(crate) plan: Plan,
     pub(crate) world: World,
@@ -126,6 +133,9 @@ pub(crate) struct Harness {
     pub(crate) known: Vec<Known>,
     pub(crate) counts: Counts,
     pub(crate) reports: Vec<RecoveryReport>,
+    /// Something was damaged on purpose: frames may answer so, and are noted here with their offsets.
+    pub(crate) damage_is_expected: bool,
+    pub(crate) damaged: Vec<(PartitionId, u64, u64)>,
     /// The last process was stopped cleanly.
     clean: bool,
     draw: Draw,
@@ -149,9 +159,64 @@ impl Harness {
             known,
             counts: Counts::default(),
             reports: Vec::new(),
+            damage_is_expected: false,
+            damaged: Vec::new(),
             clean: false,
             draw,
         }
+    }
+
+    /// A harness that knows what another one knew when its disk was taken.
+    pub(crate) fn on_image(&self, image: &DiskImage) -> Self {
+        let mut other = Self::new(self.plan.clone());
+        other.world = World::with_disk_image(self.plan.seed, self.plan.sim.clone(), NODE, image);
+        other.known.clone_from(&self.known);
+        other.draw = self.draw.clone();
+        other.damage_is_expected = true;
+        other
+    }
+
+    /// Starts a process and reads everything back. The outer error is a finding.
+    pub(crate) fn try_start(&mut self) -> Result<Result<(), OpenError>, Wrong> {
+        if let Err(error) = self.open() {
+            self.world.power_off(NODE);
+            self.bury();
+            return Ok(Err(error));
+        }
+        let result = (|| {
+            for shard in 0..self.live.len() {
+                self.adopt(shard)?;
+            }
+            self.pump_until("being ready", |own| own.live.iter().all(|live| live.shard.is_ready()))?;
+            for shard in 0..self.live.len() {
+                self.verify(shard)?;
+            }
+            Ok(())
+        })();
+        flat(result).map(Ok)
+    }
+
+    /// As a step of a test that expects the process to live.
+    pub(crate) fn pass(&mut self, us: u64) -> Checked {
+        let until = self.world.now_us() + us;
+        for shard in 0..self.live.len() {
+            flat(self.tick(shard))?; // what was appended is submitted at the end of a turn
+        }
+        flat(self.pump_until("time", |own| own.world.now_us() >= until))
+    }
+
+    /// Stops the process cleanly; it is gone then.
+    pub(crate) fn stop_cleanly(&mut self) -> Checked {
+        let result = self.stop();
+        self.world.power_off(NODE);
+        self.bury();
+        flat(result)
+    }
+
+    /// The power goes off.
+    pub(crate) fn crash(&mut self) {
+        self.world.power_off(NODE);
+        self.bury();
     }
 
     fn options(&self, shard: usize) -> ShardOptions {
@@ -628,6 +693,10 @@ impl Harness {
                         turns += 1;
                     }
                 }
+                Fetched::Damaged { from, to } if self.damage_is_expected && to > from => {
+                    self.damaged.push((id, from.0, to.0));
+                    next = Some(to);
+                }
                 other => {
                     return Err(wrong("everything is served", format!("{id}: {other:?}")).into());
                 }
@@ -785,21 +854,17 @@ impl Harness {
         }
         self.world.heal();
         self.plan.errors = false;
-        let last = |stop: Stop| match stop {
-            Stop::Wrong(wrong) => wrong,
-            Stop::Died => wrong("progress", "the process died in a healed world".to_owned()),
-        };
         // What the last crash has planned is over.
         self.world.crash_at(NODE, u64::MAX);
-        self.start().map_err(last)?;
-        self.work(100).map_err(last)?;
-        self.stop().map_err(last)?;
+        flat(self.start())?;
+        flat(self.work(100))?;
+        flat(self.stop())?;
         self.bury();
-        self.start().map_err(last)?;
-        self.stop().map_err(last)?;
+        flat(self.start())?;
+        flat(self.stop())?;
         self.world.power_off(NODE);
         self.bury();
-        self.start().map_err(last)?;
+        flat(self.start())?;
         self.world.power_off(NODE);
         self.bury();
         Ok(())

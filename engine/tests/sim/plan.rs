@@ -95,4 +95,24 @@ impl Plan {
             sim,
         }
     }
+
+    /// A calm world in which only happens what a test does.
+    pub(crate) fn calm() -> Self {
+        Self {
+            crashes: 0,
+            shards: 1,
+            segment_size: 64 * 4096,
+            checkpoint_interval: 1 << 40,
+            retain_size: None,
+            retain_time_ms: None,
+            disk_limit: None,
+            durability: Durability::Flush,
+            body_max: 3_000,
+            burst: 4,
+            eager: false,
+            errors: false,
+            sim: SimConfig::default(),
+            ..Self::draw(0)
+        }
+    }
 }

@@ -57,14 +57,14 @@ struct Claim {
 pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     let workspace = Workspace::new(args.dir.as_deref())?;
-    let result = play(args, common, screen, &workspace);
+    let result = play(args, common, screen, &workspace).map_err(Failure::never_zero);
     let keep = args.keep || result.is_err();
     if let Some(path) = workspace.close(keep)? {
         let line = format!("the data and the server's log are in {}", path.display());
         if screen.json {
-            screen.object(&json!({"kept": path.display().to_string()}))?;
+            let _ = screen.object(&json!({"kept": path.display().to_string()}));
         } else {
-            screen.line(&screen.paint(Ink::Dim, &line))?;
+            let _ = screen.line(&screen.paint(Ink::Dim, &line));
         }
     }
     result

@@ -1,0 +1,460 @@
+//! Damage, full disks and failed writes: each has the outcome that the decision table says, and never a wrong byte.
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod sim;
+
+use proptest::prelude::*;
+use ringmq_engine::format::group::GroupHeader;
+use ringmq_engine::format::record::ProducerStamp;
+use ringmq_engine::format::segment::{FIRST_GROUP, SegmentFacts};
+use ringmq_engine::format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
+use ringmq_engine::planted::{Bug, Planted};
+use ringmq_engine::recovery::OpenError;
+use ringmq_engine::recovery::decide::Row;
+use ringmq_engine::recovery::scan::{ScanPoint, examine, highest_witness};
+use ringmq_engine::ring::Errno;
+use ringmq_engine::ring::sim::{DiskImage, Fault, Harm, OpKind};
+use ringmq_engine::shard::AppendError;
+use sim::plan::Plan;
+use sim::{Harness, NODE, directory};
+use std::path::PathBuf;
+
+/// A shard with a topic of two partitions.
+fn shard(plan: Plan) -> Harness {
+    let mut harness = Harness::new(plan);
+    harness.try_start().unwrap().unwrap();
+    while harness.make_topic(0, 2).is_err() {
+        harness.pass(1_000).unwrap();
+    }
+    harness
+}
+
+/// Appends frames, each in a group of its own, and waits until the last is acknowledged.
+fn fill(harness: &mut Harness, frames: u32) {
+    for frame in 0..frames {
+        let bytes = harness.frame(ProducerStamp::default());
+        while harness.append(0, 0, frame as usize % 2, &bytes).unwrap().is_none() {
+            harness.pass(1_000).unwrap();
+        }
+        harness.pass(1_000).unwrap();
+    }
+}
+
+/// A harness whose process is gone, with 12 frames that were acknowledged and have a witness.
+fn crashed() -> Harness {
+    let mut harness = shard(Plan::calm());
+    fill(&mut harness, 12);
+    harness.pass(20_000).unwrap();
+    harness.crash();
+    harness
+}
+
+/// Several segments with sidecars, two checkpoints.
+fn grown(stop: bool) -> Harness {
+    let mut plan = Plan::calm();
+    plan.segment_size = 32 * 4096;
+    plan.checkpoint_interval = 2 * plan.segment_size;
+    let mut harness = shard(plan);
+    fill(&mut harness, 260);
+    harness.pass(50_000).unwrap();
+    assert!(harness.live[0].shard.stats().checkpoints >= 2);
+    if stop {
+        harness.stop_cleanly().unwrap();
+    } else {
+        harness.crash();
+    }
+    harness
+}
+
+fn segment_path(slot: u32) -> PathBuf {
+    directory(0).join("log").join(format!("{slot:03}.seg"))
+}
+
+/// Positions and headers of the groups of the segment in a slot.
+fn groups(harness: &Harness, slot: u32) -> Vec<(u64, GroupHeader)> {
+    let bytes = harness.world.peek(NODE, segment_path(slot), 0, 1 << 30).unwrap();
+    let facts = SegmentFacts::parse(&bytes).unwrap();
+    let mut found = Vec::new();
+    let mut position = FIRST_GROUP;
+    while let Ok(header) = GroupHeader::parse(
+        bytes.get(position as usize..).unwrap_or(&[]),
+        facts.incarnation,
+        facts.seq,
+        facts.base.plus(position),
+    ) {
+        found.push((position, *header));
+        position += header.total() as u64;
+    }
+    found
+}
+
+fn flip(harness: &Harness, path: PathBuf, byte: u64) {
+    harness.world.flip_bit(NODE, path, byte * 8 + 3).unwrap();
+}
+
+/// Position of the third group with frames.
+fn a_group(harness: &Harness) -> (u64, GroupHeader) {
+    groups(harness, 0).into_iter().filter(|(_, header)| header.frames.get() > 0).nth(3).unwrap()
+}
+
+fn row_of(harness: &mut Harness) -> Option<Row> {
+    harness.damage_is_expected = true;
+    match harness.try_start().unwrap() {
+        Err(OpenError::Damaged { row, .. }) => row,
+        other => panic!("{other:?} instead of damage"),
+    }
+}
+
+#[test]
+fn a_payload_that_is_damaged_answers_so_and_all_others_are_served() {
+    let mut harness = crashed();
+    let (position, _) = a_group(&harness);
+    flip(&harness, segment_path(0), position + 64 + 64 + 5);
+    harness.damage_is_expected = true;
+    harness.try_start().unwrap().unwrap();
+    assert_eq!(harness.reports[0].damaged_frames, [(segment_path(0), position + 64)]);
+    assert_eq!(harness.damaged.len(), 1);
+    // The shard goes on, and starts again.
+    fill(&mut harness, 2);
+    harness.damaged.clear();
+    harness.stop_cleanly().unwrap();
+    harness.try_start().unwrap().unwrap();
+    assert_eq!(harness.damaged.len(), 1);
+}
+
+#[test]
+fn a_damaged_header_with_a_witness_refuses_the_shard() {
+    for at in [0, 40, 64 + 8] {
+        let mut harness = crashed();
+        let (position, _) = a_group(&harness);
+        flip(&harness, segment_path(0), position + at);
+        assert_eq!(row_of(&mut harness), Some(Row::B), "byte {at} of the group");
+    }
+}
+
+#[test]
+fn damaged_padding_is_reported_and_everything_is_served() {
+    let mut harness = crashed();
+    let (position, header) =
+        groups(&harness, 0).into_iter().find(|(_, header)| header.used() < header.total()).unwrap();
+    flip(&harness, segment_path(0), position + header.total() as u64 - 1);
+    harness.damage_is_expected = true;
+    harness.try_start().unwrap().unwrap();
+    assert_eq!((harness.reports[0].damaged_padding, harness.damaged.len()), (1, 0));
+}
+
+#[test]
+fn what_cannot_be_read_is_never_a_torn_tail() {
+    let mut harness = crashed();
+    let last = *groups(&harness, 0).last().unwrap();
+    let end = last.0 + last.1.total() as u64;
+    harness.world.make_unreadable(NODE, segment_path(0), end, 512).unwrap();
+    assert_eq!(row_of(&mut harness), Some(Row::C));
+    let mut harness = crashed();
+    harness.world.make_unreadable(NODE, segment_path(0), 0, 8192).unwrap();
+    assert_eq!(row_of(&mut harness), Some(Row::C));
+    // One copy of the header is enough.
+    let mut harness = crashed();
+    harness.world.make_unreadable(NODE, segment_path(0), 0, 4096).unwrap();
+    harness.try_start().unwrap().unwrap();
+}
+
+#[test]
+fn a_tail_without_a_witness_is_cut() {
+    let mut harness = shard(Plan::calm());
+    fill(&mut harness, 6);
+    // Submitted, and the power goes before anything says that it is durable.
+    let bytes = harness.frame(ProducerStamp::default());
+    harness.append(0, 0, 0, &bytes).unwrap().unwrap();
+    harness.live[0].tick();
+    harness.crash();
+    harness.try_start().unwrap().unwrap();
+}
+
+#[test]
+fn either_copy_of_a_segment_header_is_enough_and_one_is_needed() {
+    let mut harness = crashed();
+    flip(&harness, segment_path(0), 20);
+    harness.try_start().unwrap().unwrap();
+    harness.crash();
+    flip(&harness, segment_path(0), 4096 + 20);
+    assert_eq!(row_of(&mut harness), None);
+}
+
+#[test]
+fn one_copy_of_four_of_the_superblock_is_enough() {
+    let path = directory(0).join("superblock");
+    for kept in 0..4 {
+        let mut harness = crashed();
+        for copy in (0..4).filter(|copy| *copy != kept) {
+            flip(&harness, path.clone(), copy * 4096 + 100);
+        }
+        harness.try_start().unwrap().unwrap();
+        harness.crash();
+        for copy in 0..4 {
+            flip(&harness, path.clone(), copy * 4096 + 200);
+        }
+        assert_eq!(row_of(&mut harness), None);
+    }
+}
+
+#[test]
+fn a_sidecar_is_made_again_whatever_is_wrong_with_it() {
+    for stop in [false, true] {
+        for byte in [0, 4096 + 5, 4096 + 100] {
+            let mut harness = grown(stop);
+            for slot in 0..2 {
+                flip(&harness, directory(0).join("log").join(format!("{slot:03}.idx")), byte);
+            }
+            harness.try_start().unwrap().unwrap();
+            harness.pass(50_000).unwrap();
+            assert!(harness.live[0].shard.log().segments().iter().all(|segment| !segment.index_lost));
+            harness.stop_cleanly().unwrap();
+            harness.try_start().unwrap().unwrap();
+        }
+        let mut harness = grown(stop);
+        harness.world.remove(NODE, directory(0).join("log/000.idx")).unwrap();
+        harness.try_start().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn the_other_checkpoint_is_used_and_then_none() {
+    for stop in [false, true] {
+        let before = grown(stop);
+        let image = before.world.disk_image(NODE);
+        let path = |file: &str| directory(0).join(format!("checkpoint.{file}"));
+        let mut lost = 0;
+        for file in ["a", "b"] {
+            let mut harness = before.on_image(&image);
+            flip(&harness, path(file), 4096 + 70);
+            harness.try_start().unwrap().unwrap();
+            assert!(harness.damaged.is_empty());
+            lost += u32::from(harness.reports[0].checkpoint_lost);
+        }
+        assert_eq!(lost, 1, "one of the two is the named one");
+        let mut harness = before.on_image(&image);
+        flip(&harness, path("a"), 4096 + 70);
+        flip(&harness, path("b"), 4096 + 70);
+        harness.try_start().unwrap().unwrap();
+        assert!(harness.reports[0].checkpoint_lost && harness.damaged.is_empty());
+        fill(&mut harness, 60);
+        harness.stop_cleanly().unwrap();
+        harness.try_start().unwrap().unwrap();
+        assert!(!harness.reports[0].checkpoint_lost);
+    }
+}
+
+/// One sector anywhere, in one of several ways.
+fn harm(harness: &Harness, draw: &mut sim::plan::Draw) -> String {
+    let files: Vec<_> = harness.world.files(NODE).into_iter().filter(|(_, size)| *size > 0).collect();
+    let (path, size) = files[draw.below(files.len() as u64) as usize].clone();
+    // Most of a segment is far from its beginning; the beginning is where it matters.
+    let range = if draw.one_in(2) { size } else { size.min(32 << 10) };
+    let sector = draw.below(range / 512) * 512;
+    let what = draw.below(4);
+    match what {
+        0 => harness.world.flip_bit(NODE, &path, sector * 8 + draw.below(4096)).unwrap(),
+        1 => harness.world.poke(NODE, &path, sector, &[0; 512]).unwrap(),
+        2 => {
+            let other = draw.below(size / 512) * 512;
+            let bytes = harness.world.peek(NODE, &path, other, 512).unwrap();
+            harness.world.poke(NODE, &path, sector, &bytes).unwrap();
+        }
+        _ => {
+            let garbage: Vec<u8> = (0..64).flat_map(|_| draw.next().to_le_bytes()).collect();
+            harness.world.poke(NODE, &path, sector, &garbage).unwrap();
+        }
+    }
+    format!("{} at {sector}: {what}", path.display())
+}
+
+#[test]
+fn whatever_sector_is_damaged_no_wrong_byte_is_served() {
+    let images: Vec<(Harness, DiskImage)> = [grown(false), grown(true), crashed()]
+        .into_iter()
+        .map(|harness| {
+            let image = harness.world.disk_image(NODE);
+            (harness, image)
+        })
+        .collect();
+    let mut draw = sim::plan::Draw::new(7);
+    let (mut refused, mut damaged) = (0, 0);
+    for round in 0..300 {
+        let (harness, image) = &images[round % images.len()];
+        let mut harness = harness.on_image(image);
+        let place = harm(&harness, &mut draw);
+        match sim::quietly(|| harness.try_start()) {
+            Ok(Ok(Ok(()))) => damaged += usize::from(!harness.damaged.is_empty()),
+            Ok(Ok(Err(OpenError::Damaged { .. }))) => refused += 1,
+            other => panic!("round {round}: {place}: {other:?}"),
+        }
+    }
+    println!("of 300: {refused} refused, {damaged} with damaged frames");
+    assert!(refused > 0 && damaged > 10, "{refused} refused, {damaged} damaged");
+}
+
+/// Cutting where there is doubt loses what was acknowledged, and the harness says so.
+#[test]
+fn a_tail_cut_on_doubt_is_found() {
+    let mut plan = Plan::calm();
+    plan.planted = Planted::bug(Bug::TruncateOnDoubt);
+    let mut harness = shard(plan);
+    fill(&mut harness, 12);
+    harness.pass(20_000).unwrap();
+    harness.crash();
+    let (position, _) = a_group(&harness);
+    flip(&harness, segment_path(0), position);
+    harness.damage_is_expected = true;
+    let wrong = harness.try_start().unwrap_err();
+    assert_eq!(wrong.check, "no acknowledged record is lost");
+}
+
+#[test]
+fn a_full_disk_stops_the_input_and_nothing_else() {
+    let mut harness = shard(Plan::calm());
+    fill(&mut harness, 20);
+    let taken = harness.world.disk_taken(NODE);
+    harness.world.set_budget(NODE, taken + 100_000);
+    let mut refused = false;
+    for _ in 0..2_000 {
+        let bytes = harness.frame(ProducerStamp::default());
+        let live = &mut harness.live[0];
+        let frame = ringmq_engine::format::frame::Frame::parse(&bytes).unwrap();
+        let id = harness.known[0].topics[0].partitions[0].id;
+        let answer = live.shard.append(&mut live.ring, id, &frame);
+        harness.world.note(&format!("{answer:?}"));
+        match answer {
+            Err(AppendError::DiskFull) => {
+                refused = true;
+                break;
+            }
+            Err(AppendError::Busy) => harness.pass(2_000).unwrap(),
+            Ok(appended) => {
+                let count = u64::from(frame.header.count.get());
+                let model = &mut harness.known[0].topics[0].partitions[0];
+                model
+                    .push(sim::model::Stored {
+                        digest: sim::model::digest(&frame),
+                        offset: appended.base_offset.0,
+                        count,
+                        timestamp: appended.timestamp,
+                        lsn: Lsn(appended.durable_at.0 - bytes.len() as u64),
+                        durable_at: appended.durable_at,
+                        acked: false,
+                    })
+                    .unwrap();
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(refused, "the disk was never full");
+    // Reads go on, topics are made, and a restart finds all of it.
+    harness.make_topic(0, 1).unwrap();
+    harness.pass(100_000).unwrap();
+    harness.crash();
+    harness.try_start().unwrap().unwrap();
+    harness.pass(100_000).unwrap();
+    let bytes = harness.frame(ProducerStamp::default());
+    assert!(harness.append(0, 0, 0, &bytes).unwrap().is_none(), "taken on a full disk");
+    // Space returns.
+    harness.world.set_budget(NODE, 1 << 40);
+    harness.pass(3_000_000).unwrap();
+    fill(&mut harness, 20);
+    harness.stop_cleanly().unwrap();
+    harness.try_start().unwrap().unwrap();
+}
+
+#[test]
+fn a_failed_write_or_flush_poisons_and_a_restart_has_all_that_was_acknowledged() {
+    for op in [OpKind::Write, OpKind::Sync] {
+        for error in [Errno::IO, Errno::NOSPC] {
+            let mut harness = shard(Plan::calm());
+            fill(&mut harness, 8);
+            harness.pass(100_000).unwrap();
+            harness.world.inject(NODE, Fault::new(op, Harm::Error(error)).on(".seg"));
+            let bytes = harness.frame(ProducerStamp::default());
+            let appended = harness.append(0, 0, 0, &bytes).unwrap().unwrap();
+            harness.pass(100_000).unwrap();
+            assert!(harness.live[0].shard.poisoned().is_some(), "{op:?} {error:?}");
+            assert!(harness.live[0].shard.durable() < appended.durable_at);
+            let again = harness.frame(ProducerStamp::default());
+            assert!(harness.append(0, 0, 0, &again).unwrap().is_none());
+            let start = harness.live[0].shard.extent(harness.known[0].topics[0].partitions[0].id).unwrap();
+            harness.fetch(0, 0, 0, start.start, 1 << 20).unwrap();
+            harness.live[0].shard.begin_stop();
+            assert!(harness.live[0].shard.is_stopped());
+            harness.crash();
+            harness.try_start().unwrap().unwrap();
+            fill(&mut harness, 4);
+        }
+    }
+}
+
+fn facts() -> SegmentFacts {
+    SegmentFacts {
+        shard: ShardId(0),
+        slot: SlotId(0),
+        seq: SegmentSeq(1),
+        incarnation: 9,
+        base: Lsn(0),
+        previous_seq: SegmentSeq(0),
+        previous_chain: 0,
+        capacity: 1 << 20,
+        created_ms: 0,
+        node_id: 1,
+        epoch: Epoch(1),
+    }
+}
+
+proptest! {
+    /// A scan is given whatever the disk holds.
+    #[test]
+    fn a_scan_of_any_bytes_never_panics(
+        bytes in proptest::collection::vec(any::<u8>(), 0..20_000),
+        lsn in 2u64..200,
+        chain in any::<u64>(),
+        epoch in any::<u32>(),
+    ) {
+        let point = ScanPoint { lsn: Lsn(lsn * 4096), chain, epoch: Epoch(epoch) };
+        let _ = examine(&facts(), &point, &bytes, Planted::default());
+        let _ = highest_witness(&facts(), 4096, &bytes);
+    }
+
+    /// A good group with one place changed: found whole only if nothing was changed.
+    #[test]
+    fn a_scan_of_a_changed_group_never_takes_it_for_a_whole_one(
+        at in 0usize..8192,
+        with in any::<u8>(),
+        cut in 0usize..=8192,
+    ) {
+        use ringmq_engine::format::group::{GroupFields, GroupKind, encode_empty};
+        let mut bytes = vec![0; 8192];
+        let fields = GroupFields {
+            segment_seq: SegmentSeq(1),
+            lsn: Lsn(8192),
+            durable_lsn: Lsn(4096),
+            used: 64,
+            total: 8192,
+            frames: 0,
+            body_crc: 0,
+            chain: 5,
+            epoch: Epoch(2),
+            kind: GroupKind::Pad,
+        };
+        encode_empty(&fields, 9, &mut bytes);
+        let good = bytes.clone();
+        bytes[at] = with;
+        bytes.truncate(cut);
+        let point = ScanPoint { lsn: Lsn(8192), chain: 5, epoch: Epoch(2) };
+        let found = examine(&facts(), &point, &bytes, Planted::default()).finding;
+        let whole = found == ringmq_engine::recovery::decide::Finding::Whole;
+        prop_assert_eq!(whole, bytes == good);
+        // Another chain or a later epoch makes it no group of this log.
+        for point in [ScanPoint { chain: 6, ..point }, ScanPoint { epoch: Epoch(3), ..point }] {
+            let found = examine(&facts(), &point, &good, Planted::default()).finding;
+            prop_assert_eq!(found, ringmq_engine::recovery::decide::Finding::NoGroup);
+        }
+    }
+}

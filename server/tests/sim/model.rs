@@ -1,0 +1,220 @@
+//! What clients were told, judged without any checksum of the engine's: every body can be made again from its
+//! numbers, so a body that is read is compared byte by byte.
+
+use super::plan::Draw;
+use ringmq_engine::format::PartitionId;
+use std::collections::BTreeMap;
+
+/// What was found wrong: the name of the check, and details.
+#[derive(Clone, Debug)]
+pub(crate) struct Wrong {
+    pub(crate) check: &'static str,
+    pub(crate) details: String,
+}
+
+pub(crate) type Checked = Result<(), Wrong>;
+
+pub(crate) fn wrong(check: &'static str, details: impl Into<String>) -> Wrong {
+    Wrong { check, details: details.into() }
+}
+
+/// A record: who sent it, and the how-manieth of that producer in its partition it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RecordId {
+    pub(crate) producer: u32,
+    /// The producer's own number of the partition.
+    pub(crate) lane: u32,
+    pub(crate) number: u64,
+}
+
+const HEAD: usize = 24;
+
+/// The body of a record, all of it determined by its numbers.
+pub(crate) fn body(id: RecordId, len: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len as usize + HEAD);
+    bytes.extend_from_slice(&id.producer.to_le_bytes());
+    bytes.extend_from_slice(&id.lane.to_le_bytes());
+    bytes.extend_from_slice(&id.number.to_le_bytes());
+    bytes.extend_from_slice(&len.to_le_bytes());
+    let mut filler = Draw::new(u64::from(id.producer) << 48 ^ u64::from(id.lane) << 32 ^ id.number);
+    while bytes.len() < HEAD + len as usize {
+        bytes.extend_from_slice(&filler.next().to_le_bytes());
+    }
+    bytes.truncate(HEAD + len as usize);
+    bytes
+}
+
+fn parse(bytes: &[u8]) -> Option<RecordId> {
+    let id = RecordId {
+        producer: u32::from_le_bytes(bytes.get(0..4)?.try_into().ok()?),
+        lane: u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?),
+        number: u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?),
+    };
+    let len = u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?);
+    (len < 1 << 24 && body(id, len) == bytes).then_some(id)
+}
+
+/// What became of a record, as its producer knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Not answered yet, or nobody knows.
+    Open,
+    /// Acknowledged at this offset.
+    Acked(u64),
+    /// Said not to be stored.
+    Absent,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PartitionFacts {
+    /// Who is at an offset, as acknowledged or read.
+    at: BTreeMap<u64, RecordId>,
+    /// Below this consumers may read: the highest that anybody was told.
+    pub(crate) visible: u64,
+    pub(crate) start: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Topic {
+    pub(crate) id: u32,
+    pub(crate) base: u32,
+    pub(crate) partitions: u32,
+}
+
+/// Everything that anybody was told.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) partitions: BTreeMap<PartitionId, PartitionFacts>,
+    fates: BTreeMap<RecordId, Fate>,
+    /// Where a record was seen.
+    places: BTreeMap<RecordId, (PartitionId, u64)>,
+    /// Topics that live to the end.
+    pub(crate) topics: BTreeMap<&'static str, Topic>,
+    /// Topics, by id, whose deletion was asked for.
+    pub(crate) deleting: BTreeMap<u32, bool>,
+    pub(crate) producers: u32,
+    pub(crate) acks: u64,
+    pub(crate) reads: u64,
+    pub(crate) duplicates: u64,
+}
+
+impl Model {
+    /// The topics that live to the end are all there.
+    pub(crate) fn is_founded(&self, topics: &[(&'static str, u32)]) -> bool {
+        topics.iter().all(|(name, _)| self.topics.contains_key(name))
+    }
+
+    pub(crate) fn partition(&self, topic: &str, index: u32) -> Option<PartitionId> {
+        self.topics.get(topic).map(|topic| PartitionId(topic.base + index))
+    }
+
+    pub(crate) fn facts(&mut self, partition: PartitionId) -> &mut PartitionFacts {
+        self.partitions.entry(partition).or_default()
+    }
+
+    pub(crate) fn next_producer(&mut self) -> u32 {
+        self.producers += 1;
+        self.producers
+    }
+
+    pub(crate) fn sent(&mut self, id: RecordId) {
+        self.fates.insert(id, Fate::Open);
+    }
+
+    /// A partition's ends, as told in answer to something asked when `floor` was known.
+    pub(crate) fn bounds(&mut self, partition: PartitionId, start: u64, visible: u64, floor: u64) -> Checked {
+        if visible < floor || start > visible {
+            let details = format!("{partition}: {start}..{visible} where {floor} was visible before");
+            return Err(wrong("what was visible stays", details));
+        }
+        let facts = self.facts(partition);
+        facts.visible = facts.visible.max(visible);
+        facts.start = facts.start.max(start);
+        Ok(())
+    }
+
+    /// A record is at this offset, says somebody.
+    fn place(&mut self, id: RecordId, partition: PartitionId, offset: u64, who: &str) -> Checked {
+        let here = self.facts(partition).at.get(&offset).copied();
+        if here.is_some_and(|here| here != id) {
+            let details = format!("{partition}@{offset}: {who} {id:?}, before it was {here:?}");
+            return Err(wrong("an offset never names another record", details));
+        }
+        if let Some(place) = self.places.get(&id)
+            && *place != (partition, offset)
+        {
+            let details = format!("{id:?}: {who} {partition}@{offset}, and at {place:?} as well");
+            return Err(wrong("a record is there once", details));
+        }
+        if here.is_some() {
+            return Ok(());
+        }
+        // Order of one producer in one partition.
+        let lane = |number| RecordId { number, ..id };
+        let before = self.places.range(lane(0)..id).next_back();
+        let after = self.places.range(lane(id.number + 1)..=lane(u64::MAX)).next();
+        let early = before.is_some_and(|(_, place)| place.0 == partition && place.1 > offset);
+        let late = after.is_some_and(|(_, place)| place.0 == partition && place.1 < offset);
+        if early || late {
+            let details = format!("{partition}@{offset}: {who} {id:?}, around it {before:?} and {after:?}");
+            return Err(wrong("a producer's order is kept", details));
+        }
+        self.facts(partition).at.insert(offset, id);
+        self.places.insert(id, (partition, offset));
+        Ok(())
+    }
+
+    /// A record was acknowledged.
+    pub(crate) fn acked(&mut self, id: RecordId, partition: PartitionId, offset: u64) -> Checked {
+        self.acks += 1;
+        self.place(id, partition, offset, "acknowledged")?;
+        self.fates.insert(id, Fate::Acked(offset));
+        let facts = self.facts(partition);
+        facts.visible = facts.visible.max(offset + 1);
+        Ok(())
+    }
+
+    /// A producer was told that a record is not stored.
+    pub(crate) fn absent(&mut self, id: RecordId) -> Checked {
+        if let Some(place) = self.places.get(&id) {
+            return Err(wrong("what is refused is not there", format!("{id:?} is at {place:?}")));
+        }
+        self.fates.insert(id, Fate::Absent);
+        Ok(())
+    }
+
+    /// A consumer was given a record.
+    pub(crate) fn read(&mut self, partition: PartitionId, offset: u64, bytes: &[u8]) -> Checked {
+        self.reads += 1;
+        let Some(id) = parse(bytes) else {
+            let front = &bytes[..bytes.len().min(32)];
+            return Err(wrong("bytes are what was sent", format!("{partition}@{offset}: {front:?}")));
+        };
+        match self.fates.get(&id) {
+            None => return Err(wrong("nothing is invented", format!("{partition}@{offset}: {id:?}"))),
+            Some(Fate::Absent) => {
+                return Err(wrong("what is refused is not there", format!("{partition}@{offset}: {id:?}")));
+            }
+            Some(Fate::Open | Fate::Acked(_)) => {}
+        }
+        self.place(id, partition, offset, "read")
+    }
+
+    /// A partition was read from its start to its end: everything that anybody was told is there.
+    pub(crate) fn complete(&self, partition: PartitionId, start: u64, end: u64, retains: bool) -> Checked {
+        let Some(facts) = self.partitions.get(&partition) else { return Ok(()) };
+        if end < facts.visible || (start > 0 && !retains) {
+            let details = format!("{partition}: {start}..{end}, visible was {}", facts.visible);
+            return Err(wrong("what was visible stays", details));
+        }
+        // Every read has entered what it found, so a fact that was not read again would have been contradicted.
+        let known = facts.at.range(start..end).count() as u64;
+        if known != end - start {
+            return Err(wrong("offsets are dense", format!("{partition}: {known} of {start}..{end}")));
+        }
+        if let Some((offset, id)) = facts.at.range(end..).next() {
+            return Err(wrong("no acknowledged record is lost", format!("{partition}@{offset}: {id:?}")));
+        }
+        Ok(())
+    }
+}

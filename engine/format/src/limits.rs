@@ -75,6 +75,8 @@ pub const GROUPS_IN_FLIGHT_MAX: usize = 4;
 pub const HEARTBEAT_DELAY_US: u64 = 5_000;
 /// Size of one write while a slot is pre-written. Larger ones delay commits (0.4 to 1 ms at p99).
 pub const PREWRITE_CHUNK: usize = 128 << 10;
+/// ... and while the log waits for the slot: there is nothing left to delay.
+pub const PREWRITE_CHUNK_URGENT: usize = 1 << 20;
 /// While groups are in flight the background writes at most once in this time: 64 MB/s in pieces of
 /// [`PREWRITE_CHUNK`].
 pub const BACKGROUND_PERIOD_US: u64 = 2_000;
@@ -103,6 +105,7 @@ const _: () = {
     assert!(CHECKPOINT_CHUNK_TARGET >= BLOCK_SIZE);
     assert!(COLD_PAGE_SIZE.is_multiple_of(BLOCK_SIZE));
     assert!(PREWRITE_CHUNK.is_multiple_of(BLOCK_SIZE));
+    assert!(PREWRITE_CHUNK_URGENT.is_multiple_of(PREWRITE_CHUNK));
 };
 
 /// `bytes` rounded up to whole blocks.

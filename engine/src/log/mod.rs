@@ -27,8 +27,8 @@ use ringmq_format::frame::FrameHeader;
 use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty};
 use ringmq_format::limits::{
     BACKGROUND_PERIOD_US, BLOCK_SIZE, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE, GROUP_HEADER_SIZE,
-    GROUP_SIZE_TARGET_MAX, GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX, HEARTBEAT_DELAY_US,
-    SEGMENT_HEADER_SIZE, block_align,
+    GROUP_SIZE_TARGET_MAX, GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX, HEARTBEAT_DELAY_US, PREWRITE_CHUNK,
+    PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, block_align,
 };
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::IndexEntry;
@@ -241,6 +241,8 @@ pub struct Log {
     last_durable_us: u64,
     /// When the background may write though groups are in flight.
     background_at_us: u64,
+    /// Bytes of the log at which the pre-writer's next piece is due.
+    prewrite_at: u64,
     poisoned: Option<Poison>,
     stats: LogStats,
     /// Slots whose segments wait for the superblock (L6), with the log start that frees them.
@@ -290,6 +292,7 @@ impl Log {
             last_kind: GroupKind::Heartbeat,
             last_durable_us: 0,
             background_at_us: 0,
+            prewrite_at: 0,
             poisoned: None,
             stats: LogStats::default(),
             retiring: Vec::new(),
@@ -866,11 +869,24 @@ impl Log {
         self.free_retired();
         self.turn_superblock(ring);
         if self.prewriter.wants_write() {
-            let may_write = self.free_slots() == 0 || self.take_background_write(ring);
-            self.prewriter.step(ring, &mut self.slots, may_write);
+            let write_max = if self.free_slots() == 0 && self.flights.is_empty() {
+                PREWRITE_CHUNK_URGENT
+            } else if self.free_slots() == 0 || self.prewrite_is_due() || self.take_background_write(ring) {
+                self.prewrite_at = self.stats.bytes_written + PREWRITE_CHUNK as u64;
+                PREWRITE_CHUNK
+            } else {
+                0
+            };
+            self.prewriter.step(ring, &mut self.slots, write_max);
         } else {
-            self.prewriter.step(ring, &mut self.slots, false);
+            self.prewriter.step(ring, &mut self.slots, 0);
         }
+    }
+
+    /// With the last free slot the pre-writer keeps step with the log, byte for byte: a little later for every commit
+    /// is better than a stop of the log until a whole slot is written.
+    fn prewrite_is_due(&self) -> bool {
+        self.free_slots() <= 1 && self.stats.bytes_written >= self.prewrite_at
     }
 
     /// Begins to write what the superblock was asked to say.

@@ -10,7 +10,7 @@
 
 use super::room;
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring, Token};
-use ringmq_format::limits::{FREE_SLOTS_RESERVE, PREWRITE_CHUNK, SEGMENT_HEADER_SIZE, SEGMENT_SIZES};
+use ringmq_format::limits::{FREE_SLOTS_RESERVE, PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, SEGMENT_SIZES};
 use ringmq_format::segment::SegmentFacts;
 use ringmq_format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
 use std::path::{Path, PathBuf};
@@ -148,7 +148,7 @@ impl Prewriter {
             step: Step::Idle,
             in_flight: false,
             making: None,
-            zeros: ring.memory.alloc(PREWRITE_CHUNK, false)?,
+            zeros: ring.memory.alloc(PREWRITE_CHUNK_URGENT, false)?,
             header: ring.memory.alloc(SEGMENT_HEADER_SIZE, false)?,
             retry_at_us: None,
             exhausted: false,
@@ -182,8 +182,9 @@ impl Prewriter {
         self.in_flight
     }
 
-    /// Takes the next step if there is one to take. Zeros are written if the log says `may_write` (P1).
-    pub fn step(&mut self, ring: &mut Ring, slots: &mut [Slot], may_write: bool) {
+    /// Takes the next step if there is one to take. At most `write_max` bytes of zeros are written, a multiple of
+    /// 4 KiB; 0 while the log wants the disk for itself (P1).
+    pub fn step(&mut self, ring: &mut Ring, slots: &mut [Slot], write_max: usize) {
         if self.in_flight {
             return;
         }
@@ -208,10 +209,11 @@ impl Prewriter {
                 match step {
                     Step::Allocating => Op::Allocate { file: slot.file, len: slot.capacity },
                     Step::Writing(position) => {
-                        if !may_write {
+                        if write_max == 0 {
                             return;
                         }
-                        let len = (slot.capacity - position).min(PREWRITE_CHUNK as u64) as usize;
+                        let len = (slot.capacity - position).min(write_max.min(PREWRITE_CHUNK_URGENT) as u64)
+                            as usize;
                         let from = BufRange::new(self.zeros, 0, len);
                         Op::Write { file: slot.file, from, position, durable: false }
                     }

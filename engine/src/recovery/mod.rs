@@ -882,7 +882,7 @@ impl Recovery<'_> {
         if position < window.position || end > window.position + window.len as u64 {
             window.position = position;
             window.unreadable.clear();
-            let want = len.next_multiple_of(BLOCK_SIZE).max(READ_SIZE).min(GROUP_SIZE_MAX + READ_SIZE);
+            let want = len.next_multiple_of(BLOCK_SIZE).clamp(READ_SIZE, GROUP_SIZE_MAX + READ_SIZE);
             match self.read(window.file, position, want) {
                 Ok(read) => window.len = read,
                 Err(Errno::IO) => self.load_blocks(window, want)?,

@@ -420,7 +420,9 @@ fn handles_and_offsets(server: &Server) {
         assert!(matches!(raw.ask(&Request::Fetch(empty)).response(), Response::Fetched(_)));
         let end = raw.open(1, "t", 0).bounds.visible_end;
         let forever = Fetch { handle: 1, offset: end, max_bytes: u32::MAX, max_wait_ms: u32::MAX };
-        (0..50).for_each(|_| drop(raw.tell(&Request::Fetch(forever))));
+        for _ in 0..50 {
+            raw.tell(&Request::Fetch(forever));
+        }
         raw.lives();
         too_many_handles(address);
     }

@@ -35,12 +35,20 @@ pub(super) struct Handle {
     pub(super) shard: u16,
 }
 
+/// A subscription of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscription {
+    pub(super) shard: u16,
+    /// Of its reader. A number may be used again while something of its last bearer is on the way; a tag is not.
+    pub(super) tag: u64,
+}
+
 /// A request that waits for something.
 #[derive(Debug)]
 pub(super) enum Pending {
     Produce { correlation: u64, outcomes: Vec<ProduceOutcome>, remaining: u32, bytes: usize },
     Open { correlation: u64, handle: u32, target: Handle },
-    Subscribe { correlation: u64, handle: u32, subscription: u32, credit: u64, offset: u64, target: Handle },
+    Subscribe { correlation: u64, handle: u32, subscription: u32, tag: u64, offset: u64 },
     ListOffsets { correlation: u64, handle: u32, latest: Option<bool> },
     Topic { correlation: u64, op: u8 },
     Metadata { correlation: u64, names: Vec<(String, Result<TopicEntry, u16>)>, remaining: u32 },
@@ -87,7 +95,7 @@ pub(super) struct Connection {
     sending: Option<(BufferId, BufRange)>,
     spare: Vec<u8>,
     pub(super) handles: HashMap<u32, Handle>,
-    pub(super) subscriptions: HashMap<u32, u16>,
+    pub(super) subscriptions: HashMap<u32, Subscription>,
     /// Other shards that know this connection.
     pub(super) known_to: BTreeSet<u16>,
     pending: Vec<Option<Pending>>,
@@ -100,7 +108,7 @@ pub(super) struct Connection {
     /// Waits for room in the log or in a queue.
     pub(super) stalled: bool,
     pub(super) peer_finished: bool,
-    /// What is in the input is not a whole message: only then more is received.
+    /// What is in the input is not a whole message, and no bound is met: only then more is received (K1).
     pub(super) wants_input: bool,
     /// A sweep has found it finishing.
     pub(super) seen_finishing: bool,
@@ -170,8 +178,8 @@ impl Connection {
     /// Receives, unless something says that nothing more is to be taken in.
     pub(super) fn receive(&mut self, ring: &mut Ring) {
         let closed = matches!(self.life, Life::Finishing | Life::Closing);
-        if self.receiving.is_some() || closed || self.stalled || self.peer_finished || self.current.is_some()
-        {
+        let busy = self.stalled || self.current.is_some() || !self.wants_input;
+        if self.receiving.is_some() || closed || busy || self.peer_finished {
             return;
         }
         if self.input.is_empty() {
@@ -204,9 +212,10 @@ impl Connection {
         self.filled -= start;
     }
 
-    /// Makes room for a message of `len` bytes, and for what follows it in a pipeline.
+    /// Makes room for a message of `len` bytes, and for what follows it in a pipeline. Memory follows what has come,
+    /// not what a header promises.
     pub(super) fn expect(&mut self, len: usize) {
-        let want = (len + HEADER_SIZE).next_power_of_two();
+        let want = (len + HEADER_SIZE).next_power_of_two().min((4 * self.filled).max(INPUT_MIN));
         if self.input.len() < want {
             self.input.resize(want, 0);
         }

@@ -28,7 +28,7 @@ pub(super) struct Origin {
     pub(super) tag: u64,
 }
 
-/// What a reader does.
+/// What a reader does. Its origin's tag is the reader's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadKind {
     /// Answers once.
@@ -51,10 +51,17 @@ pub(super) enum Work {
         partition: PartitionId,
         time_ms: i64,
     },
-    Read {
+    Fetch {
         partition: PartitionId,
         offset: Offset,
         kind: ReadKind,
+    },
+    /// `Answer::Bounds` goes to the tag `pending`, and in front of everything that is delivered.
+    Subscribe {
+        partition: PartitionId,
+        offset: Offset,
+        kind: ReadKind,
+        pending: u32,
     },
     Credit {
         bytes: u64,
@@ -96,7 +103,23 @@ pub(super) enum Answer {
     TopicEntered {
         topic: TopicId,
         deleted: bool,
+        /// It is durable there; otherwise nobody knows.
+        durable: bool,
     },
+}
+
+impl Work {
+    /// The partition that it is about.
+    pub(super) fn partition(&self) -> Option<PartitionId> {
+        match self {
+            Self::Append { partition, .. }
+            | Self::Bounds { partition }
+            | Self::OffsetAtTime { partition, .. }
+            | Self::Fetch { partition, .. }
+            | Self::Subscribe { partition, .. } => Some(*partition),
+            _ => None,
+        }
+    }
 }
 
 /// A message between shards.

@@ -23,10 +23,9 @@ use readers::Readers;
 use ringmq_engine::log::room::FOREIGN;
 use ringmq_engine::ring::{Completion, Errno, Op, Ring, SocketId, Token};
 use ringmq_engine::shard::{AppendError, Shard};
-use ringmq_format::frame::Frame;
 use ringmq_format::{Lsn, PartitionId};
 use ringmq_protocol::limits::PRE_HELLO_TIME_MS;
-use ringmq_protocol::{ErrorCode, HEADER_SIZE, ProduceOutcome};
+use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -92,6 +91,19 @@ pub struct ServerStats {
     pub bytes_served: u64,
 }
 
+/// What a shard holds for clients, here or at other shards. Nothing of it when they are gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Connections.
+    pub connections: usize,
+    /// Fetches and subscriptions, and other work that waits for a page.
+    pub readers: usize,
+    /// Answers that wait for the disk.
+    pub acks: usize,
+    /// Work that waits for the log or for the catalogue.
+    pub waiting: usize,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Draining {
     No,
@@ -119,12 +131,19 @@ pub struct ShardServer {
     topics: Topics,
     mail: Mailboxes,
     local: VecDeque<Mail>,
-    /// Work of other shards that the log was too busy for.
-    waiting: VecDeque<(Origin, Work)>,
+    /// Frames of other shards that the log was too busy for, and all that came behind the first of them.
+    waiting: VecDeque<(Origin, PartitionId, Vec<u8>)>,
+    /// Work on topics that waits for other work on topics.
+    deferred: VecDeque<(Origin, Work)>,
+    /// Some of `deferred` may be done now.
+    retry_deferred: bool,
+    /// Work on partitions of topics that shard 0 is about to tell this shard of.
+    early: Vec<(Origin, Work)>,
     mail_left: bool,
     sweep_at_us: u64,
     accept_at_us: Option<(u64, Vec<SocketId>)>,
     next_fetch_tag: u64,
+    next_subscription_tag: u32,
     draining: Draining,
     drained: Arc<AtomicU16>,
     poison_answered: bool,
@@ -165,10 +184,14 @@ impl ShardServer {
             mail,
             local: VecDeque::new(),
             waiting: VecDeque::new(),
+            deferred: VecDeque::new(),
+            retry_deferred: false,
+            early: Vec::new(),
             mail_left: false,
             sweep_at_us: 0,
             accept_at_us: None,
             next_fetch_tag: 0,
+            next_subscription_tag: 0,
             draining: Draining::No,
             drained,
             poison_answered: false,
@@ -191,6 +214,20 @@ impl ShardServer {
     /// Counts since the start.
     pub fn stats(&self) -> ServerStats {
         self.stats
+    }
+
+    /// What is held for clients.
+    pub fn held(&self) -> Held {
+        Held {
+            connections: self.connections.iter().flatten().count(),
+            readers: self.readers.count(),
+            acks: self.acks.len(),
+            waiting: self.waiting.len()
+                + self.deferred.len()
+                + self.early.len()
+                + self.local.len()
+                + self.topics.unfinished(),
+        }
     }
 
     /// Requests are served: storage is ready and the catalogue is complete.
@@ -234,7 +271,12 @@ impl ShardServer {
     }
 
     fn has_work(&self) -> bool {
-        self.shard.has_work() || self.mail_left || !self.local.is_empty() || self.readers.has_ready()
+        let deferred = self.retry_deferred && !self.deferred.is_empty();
+        self.shard.has_work()
+            || self.mail_left
+            || deferred
+            || !self.local.is_empty()
+            || self.readers.has_ready()
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -270,6 +312,8 @@ impl ShardServer {
         self.turn_poison();
         self.turn_readers();
         self.turn_mail();
+        // Pages that readers have asked for and frames that came by mail are submitted before the thread sleeps.
+        self.shard.turn(&mut self.ring);
         self.turn_accept();
         self.turn_sweep();
         self.turn_drain();
@@ -402,11 +446,17 @@ impl ShardServer {
         let key = connection.key;
         self.stats.connections_open -= 1;
         let origin = Origin { shard: self.own, connection: key, tag: 0 };
-        self.readers.remove_connection(self.own, key);
+        self.connection_is_gone(self.own, key);
         for shard in connection.known_to {
             self.mail.send(shard, Mail::Work(origin, Work::Gone));
         }
         self.free.push(key.slot);
+    }
+
+    /// Nothing more is done for a connection, of this shard or of another.
+    fn connection_is_gone(&mut self, shard: u16, key: ConnectionKey) {
+        self.readers.remove_connection(shard, key);
+        self.early.retain(|(origin, _)| origin.shard != shard || origin.connection != key);
     }
 
     /// Everything that was touched in this turn: parse what waited for output, send, receive, close.
@@ -424,7 +474,7 @@ impl ShardServer {
                     self.dispatch(origin, shard, Work::Go);
                 }
             }
-            if connection.filled >= HEADER_SIZE && !connection.wants_input {
+            if !connection.wants_input {
                 self.process(&mut connection);
             }
             connection.send(&mut self.ring);
@@ -467,8 +517,14 @@ impl ShardServer {
 
     /// Connections and foreign frames that the log had no room for.
     fn turn_stalled(&mut self) {
-        for _ in 0..self.waiting.len() {
-            let Some((origin, work)) = self.waiting.pop_front() else { break };
+        while let Some((origin, partition, bytes)) = self.waiting.pop_front() {
+            if !self.append_remote(origin, partition, &bytes) {
+                self.waiting.push_front((origin, partition, bytes));
+                break;
+            }
+        }
+        self.retry_deferred = false;
+        for (origin, work) in std::mem::take(&mut self.deferred) {
             self.execute(origin, work);
         }
         for _ in 0..self.stalled.len() {
@@ -497,11 +553,7 @@ impl ShardServer {
             AckTarget::Produce { connection, pending } => self.finish_part(connection, pending, None),
             AckTarget::Remote { origin, outcome } => self.reply(origin, Answer::Appended(outcome)),
             AckTarget::Topic(topic) => self.topic_is_durable(topic),
-            AckTarget::TopicEntered { topic, deleted } => {
-                let origin =
-                    Origin { shard: 0, connection: ConnectionKey { slot: 0, generation: 0 }, tag: 0 };
-                self.reply(origin, Answer::TopicEntered { topic, deleted });
-            }
+            AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, true),
         }
     }
 
@@ -548,7 +600,7 @@ impl ShardServer {
                 }
                 AckTarget::Remote { origin, .. } => self.reply(origin, Answer::Appended(unknown)),
                 AckTarget::Topic(topic) => self.topic_failed(topic, ErrorCode::OutcomeUnknown),
-                AckTarget::TopicEntered { .. } => {}
+                AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, false),
             }
         }
     }
@@ -578,6 +630,10 @@ impl ShardServer {
 
     /// Does what a connection, here or at another shard, has asked of this shard.
     fn execute(&mut self, origin: Origin, work: Work) {
+        if work.partition().is_some_and(|partition| self.is_early(partition)) {
+            self.early.push((origin, work));
+            return;
+        }
         match work {
             Work::Append { partition, frame } => self.execute_append(origin, partition, frame),
             Work::Bounds { partition } => {
@@ -587,11 +643,14 @@ impl ShardServer {
             Work::OffsetAtTime { partition, time_ms } => {
                 self.execute_offset_at_time(origin, partition, time_ms);
             }
-            Work::Read { partition, offset, kind } => self.open_reader(origin, partition, offset, kind),
+            Work::Fetch { partition, offset, kind } => self.open_reader(origin, partition, offset, kind),
+            Work::Subscribe { partition, offset, kind, pending } => {
+                self.open_subscription(origin, partition, offset, kind, pending);
+            }
             Work::Credit { bytes } => self.readers.add_credit(origin, bytes),
             Work::Unsubscribe => self.readers.remove(origin),
             Work::Go => self.readers.go(origin),
-            Work::Gone => self.readers.remove_connection(origin.shard, origin.connection),
+            Work::Gone => self.connection_is_gone(origin.shard, origin.connection),
             Work::CreateTopic { name, partitions, if_not_exists } => {
                 self.create_topic(origin, &name, partitions, if_not_exists);
             }
@@ -602,25 +661,27 @@ impl ShardServer {
     }
 
     fn execute_append(&mut self, origin: Origin, partition: PartitionId, bytes: Vec<u8>) {
-        let appended = match Frame::parse(&bytes) {
-            Ok(frame) => self.shard.append(&mut self.ring, partition, &frame),
-            Err(corruption) => Err(AppendError::Invalid(corruption)),
-        };
-        match appended {
-            Ok(appended) => {
-                let (offset, timestamp) = (appended.base_offset.0, appended.timestamp);
-                let outcome = ProduceOutcome::stored(offset, timestamp, appended.duplicate);
-                let target = AckTarget::Remote { origin, outcome };
-                self.acks.push_back(Ack { durable_at: appended.durable_at, target });
+        // A frame never overtakes another of its producer.
+        if !self.waiting.is_empty() || !self.append_remote(origin, partition, &bytes) {
+            self.waiting.push_back((origin, partition, bytes));
+        }
+    }
+
+    /// Appends a frame that another shard has sent; `false` if the log is busy.
+    fn append_remote(&mut self, origin: Origin, partition: PartitionId, bytes: &[u8]) -> bool {
+        match self.append_frame(partition, bytes) {
+            Ok((outcome, durable_at)) => {
+                self.acks.push_back(Ack { durable_at, target: AckTarget::Remote { origin, outcome } });
             }
             Err(AppendError::Busy) if self.draining == Draining::No || self.draining_connections() => {
-                self.waiting.push_back((origin, Work::Append { partition, frame: bytes }));
+                return false;
             }
             Err(error) => {
                 let outcome = requests::append_failure(error);
                 self.reply(origin, Answer::Appended(outcome));
             }
         }
+        true
     }
 
     fn draining_connections(&self) -> bool {

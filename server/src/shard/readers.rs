@@ -9,7 +9,7 @@
 use super::ShardServer;
 use super::connection::OUT_SOFT;
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
-use super::requests::FETCH_TAG;
+use super::requests::{FETCH_TAG, end_subscription};
 use ringmq_engine::shard::Fetched;
 use ringmq_format::{Offset, PartitionId};
 use ringmq_protocol::fetch::{fetch_begin, fetch_end, put_entry};
@@ -60,6 +60,12 @@ impl Readers {
 
     pub(super) fn deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Everything that is kept for somebody.
+    pub(super) fn count(&self) -> usize {
+        let waiting: usize = self.waiting.values().map(BTreeSet::len).sum();
+        self.readers.len().max(waiting).max(self.deadlines.len()) + self.parked.len()
     }
 
     /// Work that cannot be done before a page has come.
@@ -183,6 +189,23 @@ impl ShardServer {
         self.readers.make_ready(origin);
     }
 
+    /// Answers a SUBSCRIBE and begins to deliver.
+    pub(super) fn open_subscription(
+        &mut self,
+        origin: Origin,
+        partition: PartitionId,
+        offset: Offset,
+        kind: ReadKind,
+        pending: u32,
+    ) {
+        let bounds = self.shard.extent(partition).map(|extent| (extent.start, extent.visible));
+        if bounds.is_some_and(|(start, visible)| (start..=visible).contains(&offset)) {
+            self.open_reader(origin, partition, offset, kind);
+        }
+        let asked = Origin { tag: u64::from(pending), ..origin };
+        self.reply(asked, Answer::Bounds(bounds));
+    }
+
     pub(super) fn turn_readers(&mut self) {
         let mut moved = std::mem::take(&mut self.moved);
         self.shard.take_moved(&mut moved);
@@ -252,10 +275,11 @@ impl ShardServer {
             (true, None) => return Served::Gone,
             (true, Some(connection)) => {
                 let is_push = op == Op::Push;
-                if is_push && !connection.subscriptions.contains_key(&handle) {
+                let known = connection.subscriptions.get(&handle);
+                if is_push && known.is_none_or(|known| known.tag != origin.tag) {
                     return Served::Gone;
                 }
-                if is_push && connection.backlog() >= OUT_SOFT {
+                if connection.backlog() >= OUT_SOFT {
                     connection.blocked.push((origin.shard, origin.tag));
                     return Served::Blocked;
                 }
@@ -364,7 +388,7 @@ impl ShardServer {
                 connection.in_flight = connection.in_flight.saturating_sub(1);
             }
             if is_push && gone {
-                connection.subscriptions.remove(&(origin.tag as u32));
+                end_subscription(connection, origin.tag as u32, origin.tag);
             }
             self.touched.push(origin.connection.slot);
         }

@@ -1,6 +1,6 @@
 //! What requests mean: from the bytes of a connection to work for a shard, and from its answers to bytes.
 
-use super::connection::{Connection, Current, Handle, Life, OUT_SOFT, Pending};
+use super::connection::{Connection, Current, Handle, Life, OUT_SOFT, Pending, Subscription};
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
 use super::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::{AppendError, TimeLookup};
@@ -26,8 +26,8 @@ const DISK_FULL_RETRY_MS: u32 = 1_000;
 const RECOVERING_RETRY_MS: u32 = 50;
 /// Time that GOODBYE names.
 const GOODBYE_GRACE_MS: u32 = 2_000;
-/// Tags of fetches; those of subscriptions are below.
-pub(super) const FETCH_TAG: u64 = 1 << 40;
+/// Tags of fetches; those of subscriptions are below and have the subscription's number in the low half.
+pub(super) const FETCH_TAG: u64 = 1 << 63;
 
 /// What became of one attempt to parse.
 enum Parsed {
@@ -140,9 +140,22 @@ impl ShardServer {
             (_, Request::Hello(_)) => return Err((ErrorCode::HelloTwice, "HELLO was said already")),
             _ => {}
         }
-        if let Request::Ping = request {
-            Response::Pong.encode(correlation, 0, &mut connection.out);
-            return Ok(());
+        match request {
+            Request::Ping => {
+                Response::Pong.encode(correlation, 0, &mut connection.out);
+                return Ok(());
+            }
+            // Has no answer, whatever the server is doing.
+            Request::Credit(credit) => {
+                if let Some(Subscription { shard, tag }) =
+                    connection.subscriptions.get(&credit.subscription).copied()
+                {
+                    let origin = self.origin(connection, tag);
+                    self.ask(connection, origin, shard, Work::Credit { bytes: credit.bytes.min(CREDIT_MAX) });
+                }
+                return Ok(()); // credit for a subscription that has just ended is no error
+            }
+            _ => {}
         }
         if self.draining != Draining::No {
             return Err((ErrorCode::ShuttingDown, "the server is shutting down"));
@@ -151,7 +164,7 @@ impl ShardServer {
             return Err((ErrorCode::Recovering, "the shard is recovering"));
         }
         match request {
-            Request::Hello(_) | Request::Ping | Request::Produce(_) => Ok(()),
+            Request::Hello(_) | Request::Ping | Request::Produce(_) | Request::Credit(_) => Ok(()),
             Request::Metadata(metadata) => {
                 self.metadata(connection, correlation, &metadata);
                 Ok(())
@@ -189,24 +202,17 @@ impl ShardServer {
                     max_bytes: fetch.max_bytes.min(FETCH_SIZE_MAX as u32),
                     wait_ms: fetch.max_wait_ms.min(FETCH_WAIT_MS_MAX),
                 };
-                let work = Work::Read { partition: handle.partition, offset: Offset(fetch.offset), kind };
+                let work = Work::Fetch { partition: handle.partition, offset: Offset(fetch.offset), kind };
                 self.ask(connection, origin, handle.shard, work);
                 Ok(())
             }
             Request::Subscribe(subscribe) => self.subscribe(connection, correlation, &subscribe),
-            Request::Credit(credit) => {
-                if let Some(shard) = connection.subscriptions.get(&credit.subscription).copied() {
-                    let origin = self.origin(connection, u64::from(credit.subscription));
-                    self.ask(connection, origin, shard, Work::Credit { bytes: credit.bytes.min(CREDIT_MAX) });
-                }
-                Ok(()) // credit for a subscription that has just ended is no error, and has no answer
-            }
             Request::Unsubscribe(subscription) => {
-                let shard = connection
+                let Subscription { shard, tag } = connection
                     .subscriptions
                     .remove(&subscription)
                     .ok_or((ErrorCode::UnknownSubscription, ErrorCode::UnknownSubscription.text()))?;
-                let origin = self.origin(connection, u64::from(subscription));
+                let origin = self.origin(connection, tag);
                 self.ask(connection, origin, shard, Work::Unsubscribe);
                 Response::Unsubscribed.encode(correlation, subscription, &mut connection.out);
                 Ok(())
@@ -386,17 +392,17 @@ impl ShardServer {
         if connection.subscriptions.len() >= SUBSCRIPTIONS_MAX {
             return Err((ErrorCode::TooManySubscriptions, ErrorCode::TooManySubscriptions.text()));
         }
-        connection.subscriptions.insert(subscribe.subscription, target.shard);
-        let pending = connection.keep(Pending::Subscribe {
-            correlation,
-            handle: subscribe.handle,
-            subscription: subscribe.subscription,
-            credit: subscribe.credit.min(CREDIT_MAX),
-            offset: subscribe.offset,
-            target,
-        });
-        let origin = self.origin(connection, u64::from(pending));
-        self.ask(connection, origin, target.shard, Work::Bounds { partition: target.partition });
+        let (subscription, offset) = (subscribe.subscription, subscribe.offset);
+        self.next_subscription_tag = (self.next_subscription_tag + 1) & 0x7fff_ffff;
+        let tag = u64::from(self.next_subscription_tag) << 32 | u64::from(subscription);
+        connection.subscriptions.insert(subscription, Subscription { shard: target.shard, tag });
+        let handle = subscribe.handle;
+        let pending =
+            connection.keep(Pending::Subscribe { correlation, handle, subscription, tag, offset });
+        let kind = ReadKind::Push { subscription, credit: subscribe.credit.min(CREDIT_MAX) };
+        let (partition, offset) = (target.partition, Offset(offset));
+        let origin = self.origin(connection, tag);
+        self.ask(connection, origin, target.shard, Work::Subscribe { partition, offset, kind, pending });
         Ok(())
     }
 
@@ -470,7 +476,7 @@ impl ShardServer {
             let outcome = match connection.handles.get(&slot.handle.get()).copied() {
                 None => Some(ProduceOutcome::failed(ErrorCode::UnknownHandle, 0)),
                 Some(target) if target.shard == self.own => {
-                    match self.append_local(target.partition, bytes) {
+                    match self.append_frame(target.partition, bytes) {
                         Ok((outcome, durable_at)) => {
                             current.durable_at = current.durable_at.max(durable_at.0);
                             Some(outcome)
@@ -522,7 +528,8 @@ impl ShardServer {
         None
     }
 
-    fn append_local(
+    /// Appends a frame of a PRODUCE.
+    pub(super) fn append_frame(
         &mut self,
         partition: PartitionId,
         bytes: &[u8],
@@ -540,8 +547,8 @@ impl ShardServer {
 
     /// An answer to something that a connection of this shard has asked.
     pub(super) fn take_answer(&mut self, origin: Origin, answer: Answer) {
-        if let Answer::TopicEntered { topic, deleted } = answer {
-            self.topic_was_entered(topic, deleted);
+        if let Answer::TopicEntered { topic, deleted, durable } = answer {
+            self.topic_was_entered(topic, deleted, durable);
             return;
         }
         let slot = origin.tag as u32;
@@ -552,7 +559,6 @@ impl ShardServer {
         }
         let Some(connection) = self.connection(origin.connection) else { return };
         let mut errors = 0;
-        let mut follow_up = None;
         match answer {
             Answer::Delivered { bytes, again, is_last } if origin.tag >= FETCH_TAG => {
                 assert!(is_last && !again, "a fetch is answered once");
@@ -561,16 +567,17 @@ impl ShardServer {
             }
             Answer::Delivered { bytes, again, .. } => {
                 // What was on the way when the client unsubscribed is dropped: no PUSH follows that answer.
-                if let Some(shard) = connection.subscriptions.get(&slot).copied() {
+                let known = connection.subscriptions.get(&slot).copied();
+                if let Some(subscription) = known.filter(|known| known.tag == origin.tag) {
                     connection.out.extend_from_slice(&bytes);
                     if again {
-                        connection.blocked.push((shard, origin.tag));
+                        connection.blocked.push((subscription.shard, origin.tag));
                     } else {
                         connection.subscriptions.remove(&slot);
                     }
                 }
             }
-            Answer::Bounds(bounds) => (errors, follow_up) = take_bounds(connection, slot, index, bounds),
+            Answer::Bounds(bounds) => errors = take_bounds(connection, slot, index, bounds),
             Answer::OffsetAtTime(result) => {
                 if let Some(Pending::ListOffsets { correlation, handle, .. }) = connection.take_pending(slot)
                 {
@@ -591,21 +598,15 @@ impl ShardServer {
         }
         self.stats.request_errors += errors;
         self.touched.push(origin.connection.slot);
-        if let Some((tag, target, work)) = follow_up {
-            let origin = Origin { tag, ..origin };
-            self.dispatch(origin, target.shard, work);
-        }
     }
 }
-
-type FollowUp = Option<(u64, Handle, Work)>;
 
 fn take_bounds(
     connection: &mut Connection,
     slot: u32,
     index: usize,
     bounds: Option<(Offset, Offset)>,
-) -> (u64, FollowUp) {
+) -> u64 {
     let wire = bounds.map(|(start, visible)| Bounds { log_start: start.0, visible_end: visible.0 });
     if let Some(Pending::Describe { bounds: list, remaining, .. }) = connection.pending_mut(slot) {
         if let (Some(place), Some(bounds)) = (list.get_mut(index), wire) {
@@ -613,7 +614,7 @@ fn take_bounds(
         }
         *remaining -= 1;
         if *remaining > 0 {
-            return (0, None);
+            return 0;
         }
     }
     let gone = ErrorCode::UnknownTopic;
@@ -625,7 +626,7 @@ fn take_bounds(
         (Some(Pending::Open { correlation, handle, .. }), None) => {
             connection.handles.remove(&handle);
             plain_error(connection, Op::Open, correlation, handle, gone);
-            return (1, None);
+            return 1;
         }
         (Some(Pending::ListOffsets { correlation, handle, latest }), Some(bounds)) => {
             let offset = if latest == Some(true) { bounds.visible_end } else { bounds.log_start };
@@ -634,26 +635,22 @@ fn take_bounds(
         }
         (Some(Pending::ListOffsets { correlation, handle, .. }), None) => {
             plain_error(connection, Op::ListOffsets, correlation, handle, gone);
-            return (1, None);
+            return 1;
         }
-        (
-            Some(Pending::Subscribe { correlation, handle, subscription, credit, offset, target }),
-            Some(bounds),
-        ) => {
-            if offset < bounds.log_start || offset > bounds.visible_end {
-                connection.subscriptions.remove(&subscription);
-                plain_error(connection, Op::Subscribe, correlation, handle, ErrorCode::OffsetOutOfRange);
-                return (1, None);
-            }
-            Response::Subscribed(bounds).encode(correlation, handle, &mut connection.out);
-            let kind = ReadKind::Push { subscription, credit };
-            let work = Work::Read { partition: target.partition, offset: Offset(offset), kind };
-            return (0, Some((u64::from(subscription), target, work)));
-        }
-        (Some(Pending::Subscribe { correlation, handle, subscription, .. }), None) => {
-            connection.subscriptions.remove(&subscription);
-            plain_error(connection, Op::Subscribe, correlation, handle, gone);
-            return (1, None);
+        (Some(Pending::Subscribe { correlation, handle, subscription, tag, offset }), bounds) => {
+            let code = match bounds {
+                None => gone,
+                Some(bounds) if offset < bounds.log_start || offset > bounds.visible_end => {
+                    ErrorCode::OffsetOutOfRange
+                }
+                Some(bounds) => {
+                    Response::Subscribed(bounds).encode(correlation, handle, &mut connection.out);
+                    return 0;
+                }
+            };
+            end_subscription(connection, subscription, tag);
+            plain_error(connection, Op::Subscribe, correlation, handle, code);
+            return 1;
         }
         (Some(Pending::Describe { correlation, topic, first, bounds, .. }), _) => {
             let partitions: Vec<PartitionEntry> = bounds
@@ -674,7 +671,14 @@ fn take_bounds(
         }
         _ => {}
     }
-    (0, None)
+    0
+}
+
+/// Forgets a subscription, unless its number has another bearer by now.
+pub(super) fn end_subscription(connection: &mut Connection, subscription: u32, tag: u64) {
+    if connection.subscriptions.get(&subscription).is_some_and(|known| known.tag == tag) {
+        connection.subscriptions.remove(&subscription);
+    }
 }
 
 fn take_topic(

@@ -14,7 +14,7 @@ use super::requests::NOBODY;
 use super::{Ack, AckTarget, ShardServer};
 use ringmq_engine::catalogue::{Catalogue, CatalogueError};
 use ringmq_engine::shard::AppendError;
-use ringmq_format::TopicId;
+use ringmq_format::{PartitionId, TopicId};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_protocol::ErrorCode;
 use std::collections::{BTreeMap, VecDeque};
@@ -42,7 +42,12 @@ pub(super) struct Topics {
     shards: u16,
     /// What clients of this shard are told.
     known: Catalogue,
+    /// Shard 0 has told all that it had at its start.
     complete: bool,
+    /// And all of that is logged: from then on it stays so.
+    ready: bool,
+    /// Partitions below were told of.
+    partitions_end: u32,
     told: bool,
     changes: BTreeMap<TopicId, Change>,
     to_log: VecDeque<ToLog>,
@@ -55,15 +60,27 @@ impl Topics {
             shards,
             known: Catalogue::default(),
             complete: false,
+            ready: false,
+            partitions_end: 0,
             told: false,
             changes: BTreeMap::new(),
             to_log: VecDeque::new(),
         }
     }
 
-    /// Every topic of shard 0 is known here.
+    /// Every topic that shard 0 had at its start is known here.
     pub(super) fn is_complete(&self) -> bool {
-        self.complete && self.to_log.is_empty()
+        self.ready
+    }
+
+    fn enter(&mut self, entry: TopicEntry) {
+        self.partitions_end = self.partitions_end.max(entry.first_partition.0 + entry.partitions);
+        self.known.enter(entry);
+    }
+
+    /// Topics on their way.
+    pub(super) fn unfinished(&self) -> usize {
+        self.changes.len() + self.to_log.len()
     }
 
     pub(super) fn set_complete(&mut self) {
@@ -98,9 +115,9 @@ impl ShardServer {
                 }
                 (Ok(durable_at), ToLog::Entry(entry)) => {
                     let (topic, deleted) = (entry.topic, entry.deleted);
-                    self.topics.known.enter(entry);
                     let target = AckTarget::TopicEntered { topic, deleted };
                     self.acks.push_back(Ack { durable_at, target });
+                    self.entered(entry);
                 }
                 (Err(AppendError::Poisoned), ToLog::Change(topic)) => {
                     self.topic_failed(topic, ErrorCode::ShardPoisoned);
@@ -108,20 +125,39 @@ impl ShardServer {
                 (Err(AppendError::DiskFull), ToLog::Change(topic)) => {
                     self.topic_failed(topic, ErrorCode::DiskFull);
                 }
-                (Err(AppendError::Poisoned), ToLog::Entry(_)) => {}
+                (Err(AppendError::Poisoned), ToLog::Entry(entry)) => {
+                    self.topic_entered_here(entry.topic, entry.deleted, false);
+                    self.entered(entry);
+                }
                 (Err(_), again) => {
                     self.topics.to_log.push_front(again);
                     return;
                 }
             }
+            self.retry_deferred = true;
         }
+        self.topics.ready |= self.topics.complete;
+    }
+
+    /// A topic is known here from now on; whoever was early may go on.
+    fn entered(&mut self, entry: TopicEntry) {
+        self.wake_deleted(&entry);
+        self.topics.enter(entry);
+        for (origin, work) in std::mem::take(&mut self.early) {
+            self.execute(origin, work);
+        }
+    }
+
+    /// A topic with this partition is known to other shards, and shard 0 is about to tell this one.
+    pub(super) fn is_early(&self, partition: PartitionId) -> bool {
+        partition.0 >= self.topics.partitions_end && self.shard.extent(partition).is_none()
     }
 
     /// At a start: every topic, to every shard, in the order of their ids.
     fn tell_all_topics(&mut self) {
         let entries: Vec<TopicEntry> = self.shard.catalogue().all().cloned().collect();
         for entry in &entries {
-            self.topics.known.enter(entry.clone());
+            self.topics.enter(entry.clone());
         }
         let origin = Origin { shard: self.own, connection: NOBODY, tag: 0 };
         for shard in 1..self.topics.shards {
@@ -141,8 +177,11 @@ impl ShardServer {
                     self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists)));
                 } else if let Some(change) = self.topics.changes.get_mut(&known.topic) {
                     change.asked.push(origin); // W2
-                } else {
+                } else if self.topics.known.by_name(name).is_some() {
                     self.reply(origin, Answer::Topic(Ok(known)));
+                } else {
+                    // Logged, and the log failed before it was durable.
+                    self.reply(origin, Answer::Topic(Err(ErrorCode::ShardPoisoned)));
                 }
                 return;
             }
@@ -162,7 +201,7 @@ impl ShardServer {
             (Ok(_), Some(_)) => self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists))),
             (Ok(_), None) if !self.topics.to_log.is_empty() => {
                 let work = Work::CreateTopic { name: name.to_owned(), partitions, if_not_exists };
-                self.waiting.push_back((origin, work));
+                self.deferred.push_back((origin, work));
             }
             (Ok(entry), None) => self.begin_change(entry, origin),
             (Err(code), _) => self.reply(origin, Answer::Topic(Err(code))),
@@ -175,7 +214,7 @@ impl ShardServer {
             return;
         };
         if self.topics.changes.contains_key(&known.topic) || !self.topics.to_log.is_empty() {
-            self.waiting.push_back((origin, Work::DeleteTopic { name: name.to_owned() }));
+            self.deferred.push_back((origin, Work::DeleteTopic { name: name.to_owned() }));
             return;
         }
         self.begin_change(TopicEntry { deleted: true, ..known }, origin);
@@ -193,8 +232,7 @@ impl ShardServer {
     pub(super) fn topic_is_durable(&mut self, topic: TopicId) {
         let Some(change) = self.topics.changes.get(&topic) else { return };
         let entry = change.entry.clone();
-        self.topics.known.enter(entry.clone());
-        self.wake_deleted(&entry);
+        self.entered(entry.clone());
         let origin = Origin { shard: self.own, connection: NOBODY, tag: 0 };
         for shard in 1..self.topics.shards {
             self.dispatch(origin, shard, Work::EnterTopic { entry: entry.clone() });
@@ -204,6 +242,7 @@ impl ShardServer {
 
     pub(super) fn topic_failed(&mut self, topic: TopicId, code: ErrorCode) {
         if let Some(change) = self.topics.changes.remove(&topic) {
+            self.retry_deferred = true;
             for origin in change.asked {
                 self.reply(origin, Answer::Topic(Err(code)));
             }
@@ -212,7 +251,6 @@ impl ShardServer {
 
     /// Shard 0 tells this shard of a topic.
     pub(super) fn enter_topic(&mut self, entry: TopicEntry) {
-        self.wake_deleted(&entry);
         let owns = entry.partition_ids().any(|id| id.shard(self.topics.shards).0 == self.topics.own);
         let logged = self.shard.catalogue().by_id(entry.topic);
         let is_logged = logged.is_some_and(|logged| logged.deleted == entry.deleted || logged.deleted);
@@ -222,9 +260,14 @@ impl ShardServer {
             return;
         }
         let (topic, deleted) = (entry.topic, entry.deleted);
-        self.topics.known.enter(entry);
+        self.entered(entry);
+        self.topic_entered_here(topic, deleted, true);
+    }
+
+    /// Tells shard 0 what became of a topic that it has told of.
+    pub(super) fn topic_entered_here(&mut self, topic: TopicId, deleted: bool, durable: bool) {
         let origin = Origin { shard: 0, connection: NOBODY, tag: 0 };
-        self.reply(origin, Answer::TopicEntered { topic, deleted });
+        self.reply(origin, Answer::TopicEntered { topic, deleted, durable });
     }
 
     /// Readers of a deleted topic find out.
@@ -237,10 +280,14 @@ impl ShardServer {
     }
 
     /// A shard has entered a topic.
-    pub(super) fn topic_was_entered(&mut self, topic: TopicId, deleted: bool) {
+    pub(super) fn topic_was_entered(&mut self, topic: TopicId, deleted: bool, durable: bool) {
         if let Some(change) = self.topics.changes.get_mut(&topic)
             && change.entry.deleted == deleted
         {
+            if !durable {
+                self.topic_failed(topic, ErrorCode::OutcomeUnknown);
+                return;
+            }
             change.missing = change.missing.saturating_sub(1);
             self.finish_change(topic);
         }
@@ -256,6 +303,7 @@ impl ShardServer {
             return;
         }
         if let Some(change) = self.topics.changes.remove(&topic) {
+            self.retry_deferred = true;
             for origin in change.asked {
                 self.reply(origin, Answer::Topic(Ok(change.entry.clone())));
             }

@@ -68,6 +68,10 @@ pub(crate) trait Role {
     /// Nothing of it is pending.
     fn is_idle(&self) -> bool;
     fn name(&self) -> String;
+    /// Wants another connection.
+    fn leaves(&mut self) -> bool {
+        false
+    }
     /// May meet a connection that breaks under its hands.
     fn is_robust(&self) -> bool {
         true
@@ -176,9 +180,7 @@ impl Peer {
             let open = link.finished_at.is_none() && link.core.is_ready();
             let core = open.then_some(&mut link.core);
             self.role.drive(cx, core)?;
-            if link.core.is_draining() && link.core.pending() == 0 {
-                link.leaves = true;
-            }
+            link.leaves |= self.role.leaves() || (link.core.is_draining() && link.core.pending() == 0);
             let mut out = Output::default();
             link.core.take_output(&mut out);
             let bytes = out.copy_to_bytes(out.remaining());

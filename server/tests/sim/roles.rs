@@ -705,6 +705,8 @@ pub(crate) struct Tending {
     act_at: u64,
     /// With its partitions.
     shown: Option<(u32, u32)>,
+    /// Handles of what was deleted are of no use any more.
+    leaves: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -725,6 +727,7 @@ impl Tending {
             doing: None,
             act_at: 0,
             shown: None,
+            leaves: false,
         }
     }
 
@@ -757,7 +760,7 @@ impl Tending {
             }
             (Some(Doing::Delete(id)), Response::Deleted) => {
                 self.standing = Standing::Gone(id);
-                self.shown = None;
+                (self.shown, self.leaves) = (None, true);
             }
             (Some(Doing::Look), Response::Metadata(topics)) => {
                 let Some(entry) = topics.iter().next() else {
@@ -904,6 +907,10 @@ impl Role for Tending {
 
     fn ready(&mut self, cx: &mut Context<'_>, _: &ServerInfo) {
         self.act_at = cx.now;
+    }
+
+    fn leaves(&mut self) -> bool {
+        std::mem::take(&mut self.leaves)
     }
 
     fn deadline(&self) -> u64 {

@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::{NamedTempFile, TempDir};
@@ -125,7 +125,7 @@ pub(crate) struct Ended {
 /// A running server, killed when the test ends.
 pub(crate) struct Server {
     child: Child,
-    lines: mpsc::Receiver<String>,
+    lines: Mutex<mpsc::Receiver<String>>,
     out: String,
     err: NamedTempFile,
     pub(crate) start: Value,
@@ -181,7 +181,7 @@ impl Launch {
             .stdout(Stdio::piped())
             .stderr(err.reopen().unwrap());
         let mut child = command.spawn().unwrap();
-        let lines = collect_lines(&mut child);
+        let lines = Mutex::new(collect_lines(&mut child));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let (start, ready) = (Value::Null, Value::Null);
         let mut server = Server {
@@ -195,7 +195,8 @@ impl Launch {
             ports: Vec::new(),
         };
         loop {
-            match server.lines.recv_timeout(HUNG) {
+            let line = server.lines.get_mut().unwrap().recv_timeout(HUNG);
+            match line {
                 Ok(line) => {
                     let event: Value = serde_json::from_str(&line).unwrap_or_default();
                     server.out += &line;
@@ -299,7 +300,7 @@ impl Server {
     fn ended(mut self) -> Ended {
         let status = wait(&mut self.child);
         let out = std::mem::take(&mut self.out);
-        let out = self.lines.iter().fold(out, |out, line| out + &line + "\n");
+        let out = self.lines.get_mut().unwrap().iter().fold(out, |out, line| out + &line + "\n");
         Ended { code: status.code(), out, err: self.stderr() }
     }
 

@@ -503,9 +503,18 @@ fn read_or_make_identity(
                 path.display()
             ),
         )),
+        Err(corruption) if corruption.damage == ringmq_format::Damage::Version => Err(Fatal::new(
+            FatalReason::Other,
+            format!(
+                "{} was made by format version {}; this binary reads up to version {}",
+                path.display(),
+                corruption.found,
+                corruption.expected
+            ),
+        )),
         Err(_) => {
             let identity = Identity {
-                shards: options.shards.unwrap_or_else(default_shards),
+                shards: options.shards.unwrap_or_else(|| default_shards(options.memory)),
                 node_id: u128::from(ring.random()) << 64 | u128::from(ring.random()),
                 created_ms: ring.now().wall_ms,
             };
@@ -524,10 +533,11 @@ fn read_or_make_identity(
     result
 }
 
-/// One shard for each core that this process may use.
-fn default_shards() -> u16 {
+/// One shard for each core that this process may use, as far as the memory goes.
+fn default_shards(memory: u64) -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cores.clamp(1, usize::from(SHARDS_MAX)) as u16
+    let by_memory = (memory / crate::limits::MEMORY_PER_SHARD_MIN) as usize;
+    cores.min(by_memory).clamp(1, usize::from(SHARDS_MAX)) as u16
 }
 
 /// Name of the file system, for the banner.
@@ -693,7 +703,9 @@ fn serve(
         Err(error) => {
             status.set_detail(error.to_string());
             status.set_state(ShardState::Refused);
-            shared.drained.fetch_add(1, Ordering::AcqRel);
+            // The others would wait for this one for ever: for its partitions, and for the catalogue if it is shard 0.
+            shared.stop_now.store(true, Ordering::Release);
+            go.doorbells.iter().for_each(Doorbell::ring);
             return;
         }
     };
@@ -703,12 +715,18 @@ fn serve(
         groups = report.groups,
         bytes = report.bytes,
         durability = shard.log().durability().name(),
-        cut = report.cut.map(|(lsn, _)| lsn.0),
+        end = shard.log().end().0,
         damaged_frames = report.damaged_frames.len(),
         "recovered"
     );
     for (path, position) in &report.damaged_frames {
         tracing::error!(file = %path.display(), position, "a frame is damaged; its offsets answer Damaged");
+    }
+    if let Some(asked) = shard.options().durability
+        && asked != shard.log().durability()
+    {
+        let kept = shard.log().durability().name();
+        tracing::warn!(shard = index, kept, "--durability is chosen when a directory is made; this one keeps its own");
     }
     let mut mailboxes = go.mailboxes;
     mailboxes.set_doorbells(&go.doorbells);
@@ -750,7 +768,7 @@ fn serve(
         }
     }
     publish(status, &server);
-    if server.is_stopped() && !poison_told {
+    if !poison_told {
         status.set_state(ShardState::Stopped);
     }
 }
@@ -761,7 +779,7 @@ fn publish(status: &ShardStatus, server: &ShardServer) {
     status.counters.store(&ShardCounters {
         records_appended: shard.records,
         bytes_appended: shard.frame_bytes,
-        groups: shard.log.groups,
+        groups: shard.log.groups - shard.log.heartbeats,
         heartbeats: shard.log.heartbeats,
         acks: counts.acks,
         frames_served: shard.tail_frames + shard.cold_frames,

@@ -161,7 +161,11 @@ fn a_taken_address_is_named() {
     let base = harness::free_ports(2);
     // The base, and the port of the last shard.
     for port in [base, base + 2] {
-        let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let mut taken = None;
+        harness::eventually("the port can be taken", || {
+            taken = TcpListener::bind(("127.0.0.1", port)).ok();
+            taken.is_some()
+        });
         let Some(ended) = Launch::new(&dir.path().join("data")).port(base).refused() else { return };
         check(&ended, 15, "address_in_use", &[&format!("127.0.0.1:{port}"), "--listen"]);
         drop(taken);

@@ -9,8 +9,8 @@
 mod harness;
 
 use harness::{
-    Chance, Launch, Publisher, Raw, VALUES, Values, client, eventually, free_ports, read_topic, scratch,
-    values, verify,
+    Chance, Launch, Publisher, Raw, Reaped, VALUES, Values, client, eventually, free_ports, read_topic,
+    scratch, values, verify,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -97,7 +97,7 @@ fn end(server: harness::Server, round: u64) {
 
 /// `ringmq sub` from before the first kill to behind the last.
 struct Follower {
-    child: std::process::Child,
+    child: Reaped,
     path: std::path::PathBuf,
 }
 
@@ -108,7 +108,7 @@ impl Follower {
             .stdout(File::create(&path).unwrap())
             .spawn()
             .unwrap();
-        Self { child, path }
+        Self { child: Reaped(child), path }
     }
 
     fn read(&self) -> String {
@@ -117,11 +117,10 @@ impl Follower {
 
     fn finish(mut self, records: usize) -> Values {
         eventually("the follower has everything", || {
-            assert!(self.child.try_wait().unwrap().is_none(), "the follower ended");
+            assert!(self.child.0.try_wait().unwrap().is_none(), "the follower ended");
             self.read().lines().count() >= records
         });
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.end();
         // Partitions come interleaved.
         values(&self.read())
     }

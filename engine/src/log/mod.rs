@@ -10,7 +10,7 @@
 //!             L4  A write stays inside one extent, inside the file, and on whole blocks.
 //!             L5  After a failed write or flush nothing becomes durable any more, and nothing is tried again.
 //!             L6  A slot is reused only when the superblock says that its content is retired.
-//! States of a segment: blank -[activate]-> active -[seal]-> sealed -[retire]-> free; see [`slots`].
+//! States of a segment: `blank -[activate]-> active -[seal]-> sealed -[retire]-> free`; see [`slots`].
 //! Ignorant of records, partitions and connections: what a frame is for is in its header, and nobody here asks.
 //! Tests: `engine/tests/sim_log.rs`.
 

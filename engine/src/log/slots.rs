@@ -3,7 +3,7 @@
 //! A group may only meet written extents, so a slot is of use when all of it was written and synced, with its
 //! name, and says so in a *blank* header (segment number 0).
 //!
-//! States      making -[blank header durable]-> free -[activate]-> in use -[retire, superblock durable]-> free
+//! States      `making -[blank header durable]-> free -[activate]-> in use -[retire, superblock durable]-> free`
 //! Invariants  P1  Never more than one write in flight, and while a group is, only as the log allows.
 //!             P2  No file is removed and none shrinks.
 //! Ignorant of groups and partitions.

@@ -5,7 +5,7 @@
 //! epoch higher, sequence 0   -> append, window anew   inside the window, same size -> Duplicate (original offset)
 //! epoch higher, sequence > 0 -> OutOfOrder            below the window             -> DuplicateUnknownOffset
 //! unknown, sequence 0        -> append                anything else                -> OutOfOrder
-//! unknown, sequence > 0      -> Unknown
+//! unknown, sequence > 0      -> Unknown                 next, five not durable yet  -> TooManyInFlight
 //! ```
 
 use ringmq_format::checkpoint::{ProducerFrame, ProducerItem};
@@ -40,6 +40,8 @@ pub enum Verdict {
         /// The sequence that was expected.
         expected: u32,
     },
+    /// As many frames of it as the window holds are not durable yet.
+    TooManyInFlight,
     /// A newer epoch of this producer is known.
     Fenced,
     /// Nothing is remembered of this producer, and it is not at its beginning.
@@ -70,8 +72,8 @@ pub struct Producers {
 }
 
 impl Producers {
-    /// Judges a frame. Changes nothing.
-    pub fn judge(&self, header: &FrameHeader) -> Verdict {
+    /// Judges a frame; everything below `durable` is on the medium. Changes nothing.
+    pub fn judge(&self, header: &FrameHeader, durable: Lsn) -> Verdict {
         let (id, epoch) = (header.producer_id(), header.producer_epoch.get());
         if id.0 == 0 {
             return Verdict::Append;
@@ -87,7 +89,10 @@ impl Producers {
             return if sequence == 0 { Verdict::Append } else { Verdict::OutOfOrder { expected: 0 } };
         }
         if sequence == producer.next_sequence {
-            return Verdict::Append;
+            // The window must hold every frame that may be asked about again, and that is all unanswered ones.
+            let oldest = producer.window.front().filter(|_| producer.window.len() == PRODUCER_WINDOW);
+            let full = oldest.is_some_and(|oldest| oldest.original.end_lsn > durable);
+            return if full { Verdict::TooManyInFlight } else { Verdict::Append };
         }
         let taken = producer.window.iter().find(|taken| taken.base_sequence == sequence);
         match taken {
@@ -204,12 +209,12 @@ mod tests {
         let mut producers = Producers::default();
         for n in 0..7 {
             let header = header(9, 3, n * 10, 10);
-            assert_eq!(producers.judge(&header), Verdict::Append);
+            assert_eq!(producers.judge(&header, Lsn(0)), Verdict::Append);
             producers.take(&header, original(u64::from(n) * 10));
         }
         let restored = Producers::from_items(&producers.items());
         for producers in [&producers, &restored] {
-            let judge = |id, epoch, sequence, count| producers.judge(&header(id, epoch, sequence, count));
+            let judge = |id, epoch, sequence, count| producers.judge(&header(id, epoch, sequence, count), Lsn(0));
             assert_eq!(judge(9, 3, 70, 1), Verdict::Append);
             assert_eq!(judge(9, 3, 20, 10), Verdict::Duplicate(original(20)));
             assert_eq!(judge(9, 3, 60, 10), Verdict::Duplicate(original(60)));
@@ -233,15 +238,27 @@ mod tests {
         }
         producers.take(&header(1, 0, 1, 1), original(0));
         producers.take(&header(u64::MAX, 0, 0, 1), original(0));
-        assert_eq!(producers.judge(&header(2, 0, 1, 1)), Verdict::Unknown);
-        assert_eq!(producers.judge(&header(1, 0, 2, 1)), Verdict::Append);
+        assert_eq!(producers.judge(&header(2, 0, 1, 1), Lsn(0)), Verdict::Unknown);
+        assert_eq!(producers.judge(&header(1, 0, 2, 1), Lsn(0)), Verdict::Append);
+    }
+
+    #[test]
+    fn a_sixth_frame_waits_until_the_first_is_durable() {
+        let mut producers = Producers::default();
+        for n in 0..5 {
+            let taken = Original { end_lsn: Lsn(100 + u64::from(n)), ..original(0) };
+            assert_eq!(producers.judge(&header(1, 0, n, 1), Lsn(0)), Verdict::Append);
+            producers.take(&header(1, 0, n, 1), taken);
+        }
+        assert_eq!(producers.judge(&header(1, 0, 5, 1), Lsn(99)), Verdict::TooManyInFlight);
+        assert_eq!(producers.judge(&header(1, 0, 5, 1), Lsn(100)), Verdict::Append);
     }
 
     #[test]
     fn sequences_wrap() {
         let mut producers = Producers::default();
         producers.take(&header(1, 0, u32::MAX - 1, 4), original(0));
-        assert_eq!(producers.judge(&header(1, 0, 2, 1)), Verdict::Append);
-        assert_eq!(producers.judge(&header(1, 0, u32::MAX - 100, 1)), Verdict::DuplicateUnknownOffset);
+        assert_eq!(producers.judge(&header(1, 0, 2, 1), Lsn(0)), Verdict::Append);
+        assert_eq!(producers.judge(&header(1, 0, u32::MAX - 100, 1), Lsn(0)), Verdict::DuplicateUnknownOffset);
     }
 }

@@ -404,7 +404,7 @@ impl Recovery<'_> {
             *median = times[times.len() / 2];
         }
         let [flush, dsync] = medians;
-        Ok(if dsync * 10 < flush * 9 { Durability::Dsync } else { Durability::Flush })
+        Ok(if dsync * 10 < flush * 7 { Durability::Dsync } else { Durability::Flush })
     }
 
     fn write(&mut self, file: FileId, path: &Path, position: u64, len: usize) -> Result<(), OpenError> {

@@ -111,6 +111,8 @@ pub enum AppendError {
         /// The sequence that was expected.
         expected: u32,
     },
+    /// Five frames of the producer are not durable yet.
+    TooManyInFlight,
     /// A newer epoch of the producer is known.
     Fenced,
     /// Nothing is remembered of the producer, and it is not at its beginning.
@@ -314,7 +316,7 @@ impl Shard {
         else {
             return Err(AppendError::UnknownPartition);
         };
-        match partition.producers.judge(frame.header) {
+        match partition.producers.judge(frame.header, self.log.durable()) {
             Verdict::Append => {}
             Verdict::Duplicate(original) => {
                 return Ok(Appended {
@@ -326,6 +328,7 @@ impl Shard {
             }
             Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
             Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
+            Verdict::TooManyInFlight => return Err(AppendError::TooManyInFlight),
             Verdict::Fenced => return Err(AppendError::Fenced),
             Verdict::Unknown => return Err(AppendError::ProducerUnknown),
         }

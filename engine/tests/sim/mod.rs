@@ -504,7 +504,12 @@ impl Harness {
         let poisoned = live.poisoned().is_some();
         let appended = match live.append(ring, partition.id, &frame) {
             Ok(appended) => appended,
-            Err(AppendError::Busy | AppendError::DiskFull | AppendError::Poisoned) => return Ok(None),
+            Err(
+                AppendError::Busy
+                | AppendError::DiskFull
+                | AppendError::Poisoned
+                | AppendError::TooManyInFlight,
+            ) => return Ok(None),
             Err(error) => {
                 let sequence = frame.header.base_sequence.get();
                 let details = format!("{}: sequence {sequence}: {error:?}", partition.id);

@@ -91,7 +91,7 @@ pub(super) enum Work {
 #[derive(Debug)]
 pub(super) enum Answer {
     Appended(ProduceOutcome),
-    Bounds(Option<(Offset, Offset)>),
+    Bounds(Result<(Offset, Offset), ErrorCode>),
     OffsetAtTime(Result<(Offset, i64), ErrorCode>),
     /// A whole message for the connection. `again`: the reader goes on after `Work::Go`; otherwise it is gone.
     Delivered {

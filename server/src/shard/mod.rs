@@ -23,7 +23,7 @@ use readers::Readers;
 use ringmq_engine::log::room::FOREIGN;
 use ringmq_engine::ring::{Completion, Errno, Op, Ring, SocketId, Token};
 use ringmq_engine::shard::{AppendError, Shard};
-use ringmq_format::{Lsn, PartitionId};
+use ringmq_format::{Lsn, Offset, PartitionId};
 use ringmq_protocol::limits::PRE_HELLO_TIME_MS;
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
@@ -308,6 +308,9 @@ impl ShardServer {
         self.turn_stalled();
         self.turn_mail();
         self.shard.turn(&mut self.ring);
+        if !self.topics.is_complete() {
+            self.turn_topics();
+        }
         self.turn_acks();
         self.turn_poison();
         self.turn_readers();
@@ -572,9 +575,9 @@ impl ShardServer {
         }
         if let Some(Pending::Produce { correlation, outcomes, bytes, .. }) = connection.take_pending(slot) {
             connection.in_flight_bytes -= bytes;
-            let frames = outcomes.len() as u64;
+            let stored = outcomes.iter().filter(|outcome| outcome.is_stored()).count() as u64;
             requests::answer_produce(connection, correlation, &outcomes);
-            self.stats.acks += frames;
+            self.stats.acks += stored;
         }
         self.touched.push(key.slot);
     }
@@ -637,7 +640,7 @@ impl ShardServer {
         match work {
             Work::Append { partition, frame } => self.execute_append(origin, partition, frame),
             Work::Bounds { partition } => {
-                let bounds = self.shard.extent(partition).map(|extent| (extent.start, extent.visible));
+                let bounds = self.bounds(partition);
                 self.reply(origin, Answer::Bounds(bounds));
             }
             Work::OffsetAtTime { partition, time_ms } => {
@@ -656,7 +659,24 @@ impl ShardServer {
             }
             Work::DeleteTopic { name } => self.delete_topic(origin, &name),
             Work::EnterTopic { entry } => self.enter_topic(entry),
-            Work::CatalogueComplete => self.topics.set_complete(),
+            Work::CatalogueComplete => {
+                self.topics.set_complete();
+                self.turn_topics();
+            }
+        }
+    }
+
+    fn bounds(&self, partition: PartitionId) -> Result<(Offset, Offset), ErrorCode> {
+        let extent = self.shard.extent(partition).ok_or_else(|| self.no_such_partition())?;
+        Ok((extent.start, extent.visible))
+    }
+
+    /// What to say of a partition that is not here. A failed log may have taken it away, or not have made it, and a
+    /// restart finds it.
+    fn no_such_partition(&self) -> ErrorCode {
+        match self.shard.poisoned() {
+            Some(_) => ErrorCode::ShardPoisoned,
+            None => ErrorCode::UnknownTopic,
         }
     }
 

@@ -198,8 +198,8 @@ impl ShardServer {
         kind: ReadKind,
         pending: u32,
     ) {
-        let bounds = self.shard.extent(partition).map(|extent| (extent.start, extent.visible));
-        if bounds.is_some_and(|(start, visible)| (start..=visible).contains(&offset)) {
+        let bounds = self.bounds(partition);
+        if bounds.is_ok_and(|(start, visible)| (start..=visible).contains(&offset)) {
             self.open_reader(origin, partition, offset, kind);
         }
         let asked = Origin { tag: u64::from(pending), ..origin };
@@ -345,7 +345,7 @@ impl ShardServer {
             }
             Fetched::UnknownPartition => {
                 out.truncate(start);
-                let code = ErrorCode::UnknownTopic;
+                let code = self.no_such_partition();
                 let body = ErrorBody { code: code as u16, retry_after_ms: 0, message: code.text() };
                 body.encode(op as u8, correlation, handle, &mut out);
                 Served::Gone

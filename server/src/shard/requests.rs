@@ -6,10 +6,11 @@ use super::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::{AppendError, TimeLookup};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::frame::Frame;
+use ringmq_format::limits::FRAME_HEADER_SIZE;
 use ringmq_format::name::check_topic_name;
 use ringmq_format::{Lsn, Offset, PartitionId, TopicId};
 use ringmq_protocol::limits::{
-    CREDIT_MAX, DESCRIBE_PARTITIONS_MAX, FETCH_SIZE_MAX, FETCH_WAIT_MS_MAX, HANDLES_MAX, IN_FLIGHT_BYTES_MAX,
+    CREDIT_MAX, DESCRIBE_PARTITIONS_MAX, FETCH_ENTRIES_MAX, FETCH_SIZE_MAX, FETCH_WAIT_MS_MAX, HANDLES_MAX, IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_REQUESTS_MAX, LIST_TOPICS_MAX, PRE_HELLO_SIZE_MAX, REQUEST_SIZE_MAX, SUBSCRIPTIONS_MAX,
 };
 use ringmq_protocol::request::{self, OffsetSpec, Request, decode_request};
@@ -28,6 +29,14 @@ const RECOVERING_RETRY_MS: u32 = 50;
 const GOODBYE_GRACE_MS: u32 = 2_000;
 /// Tags of fetches; those of subscriptions are below and have the subscription's number in the low half.
 pub(super) const FETCH_TAG: u64 = 1 << 63;
+
+/// Bytes of one answer to a FETCH. Even frames of the smallest kind are then fewer than an answer may have.
+const FETCH_BYTES_MAX: usize = 4 << 20;
+
+const _: () = {
+    assert!(FETCH_BYTES_MAX <= FETCH_SIZE_MAX);
+    assert!(FETCH_BYTES_MAX / FRAME_HEADER_SIZE <= FETCH_ENTRIES_MAX);
+};
 
 /// What became of one attempt to parse.
 enum Parsed {
@@ -199,7 +208,7 @@ impl ShardServer {
                 let kind = ReadKind::Fetch {
                     correlation,
                     handle: fetch.handle,
-                    max_bytes: fetch.max_bytes.min(FETCH_SIZE_MAX as u32),
+                    max_bytes: fetch.max_bytes.min(FETCH_BYTES_MAX as u32),
                     wait_ms: fetch.max_wait_ms.min(FETCH_WAIT_MS_MAX),
                 };
                 let work = Work::Fetch { partition: handle.partition, offset: Offset(fetch.offset), kind };
@@ -428,7 +437,7 @@ impl ShardServer {
     pub(super) fn execute_offset_at_time(&mut self, origin: Origin, partition: PartitionId, time_ms: i64) {
         let answer = match self.shard.offset_at_time(&self.ring, partition, time_ms) {
             TimeLookup::At(offset, timestamp) => Ok((offset, timestamp)),
-            TimeLookup::UnknownPartition => Err(ErrorCode::UnknownTopic),
+            TimeLookup::UnknownPartition => Err(self.no_such_partition()),
             TimeLookup::Damaged => Err(ErrorCode::Damaged),
             TimeLookup::Cold => {
                 self.readers.park(origin, Work::OffsetAtTime { partition, time_ms });
@@ -538,7 +547,10 @@ impl ShardServer {
         if frame.bytes.len() != bytes.len() {
             return Err(AppendError::TooLarge);
         }
-        let appended = self.shard.append(&mut self.ring, partition, &frame)?;
+        let appended = self.shard.append(&mut self.ring, partition, &frame).map_err(|error| match error {
+            AppendError::UnknownPartition if self.shard.poisoned().is_some() => AppendError::Poisoned,
+            error => error,
+        })?;
         let outcome = ProduceOutcome::stored(appended.base_offset.0, appended.timestamp, appended.duplicate);
         Ok((outcome, appended.durable_at))
     }
@@ -605,11 +617,11 @@ fn take_bounds(
     connection: &mut Connection,
     slot: u32,
     index: usize,
-    bounds: Option<(Offset, Offset)>,
+    bounds: Result<(Offset, Offset), ErrorCode>,
 ) -> u64 {
     let wire = bounds.map(|(start, visible)| Bounds { log_start: start.0, visible_end: visible.0 });
     if let Some(Pending::Describe { bounds: list, remaining, .. }) = connection.pending_mut(slot) {
-        if let (Some(place), Some(bounds)) = (list.get_mut(index), wire) {
+        if let (Some(place), Ok(bounds)) = (list.get_mut(index), wire) {
             *place = (bounds.log_start, bounds.visible_end);
         }
         *remaining -= 1;
@@ -617,33 +629,32 @@ fn take_bounds(
             return 0;
         }
     }
-    let gone = ErrorCode::UnknownTopic;
     match (connection.take_pending(slot), wire) {
-        (Some(Pending::Open { correlation, handle, target }), Some(bounds)) => {
+        (Some(Pending::Open { correlation, handle, target }), Ok(bounds)) => {
             let opened = Opened { partition: target.partition, bounds };
             Response::Opened(opened).encode(correlation, handle, &mut connection.out);
         }
-        (Some(Pending::Open { correlation, handle, .. }), None) => {
+        (Some(Pending::Open { correlation, handle, .. }), Err(code)) => {
             connection.handles.remove(&handle);
-            plain_error(connection, Op::Open, correlation, handle, gone);
+            plain_error(connection, Op::Open, correlation, handle, code);
             return 1;
         }
-        (Some(Pending::ListOffsets { correlation, handle, latest }), Some(bounds)) => {
+        (Some(Pending::ListOffsets { correlation, handle, latest }), Ok(bounds)) => {
             let offset = if latest == Some(true) { bounds.visible_end } else { bounds.log_start };
             let listed = ListedOffset { offset, timestamp: -1 };
             Response::ListedOffset(listed).encode(correlation, handle, &mut connection.out);
         }
-        (Some(Pending::ListOffsets { correlation, handle, .. }), None) => {
-            plain_error(connection, Op::ListOffsets, correlation, handle, gone);
+        (Some(Pending::ListOffsets { correlation, handle, .. }), Err(code)) => {
+            plain_error(connection, Op::ListOffsets, correlation, handle, code);
             return 1;
         }
         (Some(Pending::Subscribe { correlation, handle, subscription, tag, offset }), bounds) => {
             let code = match bounds {
-                None => gone,
-                Some(bounds) if offset < bounds.log_start || offset > bounds.visible_end => {
+                Err(code) => code,
+                Ok(bounds) if offset < bounds.log_start || offset > bounds.visible_end => {
                     ErrorCode::OffsetOutOfRange
                 }
-                Some(bounds) => {
+                Ok(bounds) => {
                     Response::Subscribed(bounds).encode(correlation, handle, &mut connection.out);
                     return 0;
                 }
@@ -772,6 +783,7 @@ pub(super) fn append_failure(error: AppendError) -> ProduceOutcome {
         AppendError::DuplicateUnknownOffset => (ErrorCode::DuplicateUnknownOffset, 0),
         AppendError::OutOfOrder { .. } => (ErrorCode::OutOfOrderSequence, 0),
         AppendError::Fenced => (ErrorCode::ProducerFenced, 0),
+        AppendError::TooManyInFlight => (ErrorCode::TooManyInFlight, 0),
         AppendError::ProducerUnknown => (ErrorCode::ProducerUnknown, 0),
     };
     ProduceOutcome::failed(code, retry_after_ms)

@@ -17,7 +17,7 @@ use ringmq_engine::shard::AppendError;
 use ringmq_format::{PartitionId, TopicId};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_protocol::ErrorCode;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A topic that is on its way to every shard.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(super) struct Topics {
     partitions_end: u32,
     told: bool,
     changes: BTreeMap<TopicId, Change>,
+    /// Topics that a failed log kept from one of their owners.
+    broken: BTreeSet<TopicId>,
     to_log: VecDeque<ToLog>,
 }
 
@@ -64,6 +66,7 @@ impl Topics {
             partitions_end: 0,
             told: false,
             changes: BTreeMap::new(),
+            broken: BTreeSet::new(),
             to_log: VecDeque::new(),
         }
     }
@@ -177,11 +180,10 @@ impl ShardServer {
                     self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists)));
                 } else if let Some(change) = self.topics.changes.get_mut(&known.topic) {
                     change.asked.push(origin); // W2
-                } else if self.topics.known.by_name(name).is_some() {
-                    self.reply(origin, Answer::Topic(Ok(known)));
-                } else {
-                    // Logged, and the log failed before it was durable.
+                } else if self.topics.broken.contains(&known.topic) {
                     self.reply(origin, Answer::Topic(Err(ErrorCode::ShardPoisoned)));
+                } else {
+                    self.reply(origin, Answer::Topic(Ok(known)));
                 }
                 return;
             }
@@ -243,6 +245,9 @@ impl ShardServer {
     pub(super) fn topic_failed(&mut self, topic: TopicId, code: ErrorCode) {
         if let Some(change) = self.topics.changes.remove(&topic) {
             self.retry_deferred = true;
+            if code == ErrorCode::OutcomeUnknown {
+                self.topics.broken.insert(topic);
+            }
             for origin in change.asked {
                 self.reply(origin, Answer::Topic(Err(code)));
             }

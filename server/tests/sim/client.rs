@@ -207,11 +207,13 @@ impl Peer {
     fn listen(&mut self, cx: &mut Context<'_>) -> Checked {
         let world = cx.world;
         let Some(link) = &mut self.link else { return Ok(()) };
-        if cx.now < link.deaf_until {
-            return Ok(());
+        let is_deaf = cx.now < link.deaf_until;
+        if !is_deaf {
+            link.deaf_until = 0;
         }
-        link.deaf_until = 0;
-        let bytes = if cx.plan.breaks && cx.draw.one_in(8) {
+        let bytes = if is_deaf {
+            Vec::new()
+        } else if cx.plan.breaks && cx.draw.one_in(8) {
             world.client_recv_some(link.socket, 1 + cx.draw.below(300) as usize)
         } else {
             world.client_recv(link.socket)
@@ -233,7 +235,7 @@ impl Peer {
             return Err(wrong("a half-closed connection ends", details));
         }
         match ended {
-            Ok(()) if world.client_closed(link.socket) => self.lose(cx, "it is closed"),
+            Ok(()) if !is_deaf && world.client_closed(link.socket) => self.lose(cx, "it is closed"),
             Ok(()) => Ok(()),
             Err(error) => {
                 let socket = link.socket;

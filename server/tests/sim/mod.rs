@@ -388,6 +388,10 @@ impl Harness {
         let busy: Vec<_> = self.peers.iter().filter(idle).map(|peer| peer.role.name()).collect();
         let held: Vec<_> = self.threads.iter().filter_map(|thread| thread.server.as_ref()).map(ShardServer::held).collect();
         let passed = self.world.now_us() - begun;
+        let now = self.world.now_us();
+        for peer in &self.peers { self.world.note(&format!("{} deadline {} now {now} idle {}", peer.role.name(), peer.deadline(), peer.is_idle())); }
+        for h in &self.hostiles { self.world.note(&format!("hostile deadline {} now {now} idle {}", h.deadline(), h.is_idle())); }
+        self.world.note(&format!("runnable {:?} next {:?} {:?}", self.runnable(), self.world.next_event(), self.world.next_deadline()));
         Err(wrong("progress", format!("{what} never happens ({passed} us); busy: {busy:?}; {held:?}")).into())
     }
 
@@ -480,6 +484,7 @@ impl Harness {
         self.world.heal();
         self.plan.errors = false;
         self.plan.breaks = false;
+        self.plan.connections_max = 10_000;
         self.healed = true;
         if self.plan.disk_limit.is_some() {
             self.plan.retain_size = Some(self.plan.segment_size);

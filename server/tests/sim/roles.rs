@@ -811,7 +811,7 @@ impl Role for Tending {
     fn event(&mut self, cx: &mut Context<'_>, _: &mut Core, event: Event<Tag>) -> Checked {
         match event {
             Event::Answer { tag: Tag::Step, result } => {
-                cx.note(|| format!("{}: {:?} is answered {}", self.name(), self.doing, result.is_ok()));
+                cx.note(|| format!("{}: {:?} is answered {:?}", self.name(), self.doing, result.as_ref().map(Message::op)));
                 match &result {
                     Ok(message) => self.answer(cx, message)?,
                     Err(refused) => self.refused(refused)?,

@@ -258,6 +258,23 @@ fn collect_lines(child: &mut Child) -> mpsc::Receiver<String> {
     receiver
 }
 
+/// A child that does not outlive the test.
+pub(crate) struct Reaped(pub(crate) Child);
+
+impl Reaped {
+    /// `kill -9`, if it still runs.
+    pub(crate) fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// The end of a child, which must come.
 pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     let deadline = Instant::now() + HUNG;
@@ -586,7 +603,7 @@ pub(crate) fn reseal(message: &mut [u8]) {
 /// `ringmq pub` under load: lines are fed to it until it is told to finish.
 pub(crate) struct Publisher {
     name: String,
-    child: Child,
+    child: Reaped,
     acks: PathBuf,
     stop: Arc<AtomicBool>,
     feeder: JoinHandle<u64>,
@@ -644,7 +661,7 @@ impl Publisher {
             let _ = stdin.flush();
             n
         });
-        Self { name: name.to_owned(), child, acks, stop, feeder, pad }
+        Self { name: name.to_owned(), child: Reaped(child), acks, stop, feeder, pad }
     }
 
     /// Acknowledged so far.
@@ -671,8 +688,7 @@ impl Publisher {
 
     /// `kill -9`: what was acknowledged is there, the rest may be.
     pub(crate) fn kill(mut self) -> Published {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.end();
         self.stop.store(true, Ordering::Relaxed);
         self.published(false)
     }
@@ -683,7 +699,7 @@ impl Publisher {
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.child.0.try_wait().unwrap().is_none()
     }
 }
 

@@ -49,7 +49,8 @@ fn retiring(plan: &mut Plan) {
     plan.segment_size = 32 * 4096;
     plan.checkpoint_interval = plan.segment_size;
     plan.retain_size = Some(3 * plan.segment_size);
-    plan.disk_limit = None;
+    // No slot but a retired one is left for the next roll.
+    plan.disk_limit = Some(6 * plan.segment_size);
     (plan.body_max, plan.burst, plan.pause_us, plan.life) = (30_000, 12, 12_000, 900);
     plan.sim.disk.sync = Latency::even(3_000, 20_000);
 }

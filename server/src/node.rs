@@ -414,7 +414,8 @@ fn io_uring_refused(error: Errno) -> Fatal {
         format!(
             "the kernel refuses io_uring ({error}). Linux 5.19 or newer is needed, kernel.io_uring_disabled must be 0, \
              and in a container the seccomp profile must allow io_uring_setup, io_uring_enter and io_uring_register \
-             (Docker: --security-opt seccomp=FILE). `ringmq doctor` tells which it is"
+             (Docker: --security-opt seccomp=FILE); \"cannot allocate memory\" means that RLIMIT_MEMLOCK is too small \
+             (`ulimit -l`). `ringmq doctor` tells which it is"
         ),
     )
 }
@@ -690,6 +691,7 @@ fn serve(
     mut commands: rtrb::Consumer<Command>,
 ) {
     status.set_state(ShardState::Recovering);
+    let mut fallbacks_told = ring.report().fallbacks.len();
     let options = shard_options(index, shared);
     let opened = ring
         .make_dirs(&options.directory)
@@ -726,7 +728,11 @@ fn serve(
         && asked != shard.log().durability()
     {
         let kept = shard.log().durability().name();
-        tracing::warn!(shard = index, kept, "--durability is chosen when a directory is made; this one keeps its own");
+        tracing::warn!(
+            shard = index,
+            kept,
+            "--durability is chosen when a directory is made; this one keeps its own"
+        );
     }
     let mut mailboxes = go.mailboxes;
     mailboxes.set_doorbells(&go.doorbells);
@@ -740,6 +746,7 @@ fn serve(
     let drained = Arc::clone(&shared.drained);
     let mut server = ShardServer::new(ring, shard, server_options, listeners, mailboxes, drained);
     let mut poison_told = false;
+    let mut turns = 0u64;
     while !server.is_stopped() && !shared.stop_now.load(Ordering::Acquire) {
         while let Ok(command) = commands.pop() {
             match command {
@@ -752,6 +759,10 @@ fn serve(
         }
         server.turn();
         publish(status, &server);
+        if turns.is_multiple_of(FALLBACKS_EVERY) {
+            tell_fallbacks(index, server.ring(), &mut fallbacks_told);
+        }
+        turns += 1;
         if status.state() == ShardState::Recovering && server.is_ready() {
             status.set_state(ShardState::Ready);
         }
@@ -768,9 +779,22 @@ fn serve(
         }
     }
     publish(status, &server);
+    tell_fallbacks(index, server.ring(), &mut fallbacks_told);
     if !poison_told {
         status.set_state(ShardState::Stopped);
     }
+}
+
+/// Turns between two looks at what the ring had to do without.
+const FALLBACKS_EVERY: u64 = 64;
+
+/// Says what the ring has given up since the start: buffers are registered, and refused, at their first use.
+fn tell_fallbacks(index: u16, ring: &Ring, told: &mut usize) {
+    let fallbacks = ring.report().fallbacks;
+    for fallback in fallbacks.iter().skip(*told) {
+        tracing::warn!(shard = index, fallback, "io_uring: going on without");
+    }
+    *told = fallbacks.len();
 }
 
 fn publish(status: &ShardStatus, server: &ShardServer) {

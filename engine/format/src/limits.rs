@@ -75,7 +75,7 @@ pub const GROUPS_IN_FLIGHT_MAX: usize = 4;
 pub const HEARTBEAT_DELAY_US: u64 = 5_000;
 /// Size of one write while a slot is pre-written. Larger ones delay commits (0.4 to 1 ms at p99).
 pub const PREWRITE_CHUNK: usize = 128 << 10;
-/// ... and while the log waits for the slot: there is nothing left to delay.
+/// ... and while the log is about to wait for the slot: a stop of the log would be worse.
 pub const PREWRITE_CHUNK_URGENT: usize = 1 << 20;
 /// While groups are in flight the background writes at most once in this time: 64 MB/s in pieces of
 /// [`PREWRITE_CHUNK`].

@@ -869,10 +869,12 @@ impl Log {
         self.free_retired();
         self.turn_superblock(ring);
         if self.prewriter.wants_write() {
-            let write_max = if self.free_slots() == 0 && self.flights.is_empty() {
+            let write_max = if self.free_slots() == 0 {
                 PREWRITE_CHUNK_URGENT
-            } else if self.free_slots() == 0 || self.prewrite_is_due() || self.take_background_write(ring) {
-                self.prewrite_at = self.stats.bytes_written + PREWRITE_CHUNK as u64;
+            } else if self.prewrite_is_due() {
+                self.prewrite_at = self.stats.bytes_written + PREWRITE_CHUNK_URGENT as u64;
+                PREWRITE_CHUNK_URGENT
+            } else if self.take_background_write(ring) {
                 PREWRITE_CHUNK
             } else {
                 0

@@ -10,7 +10,9 @@
 
 use super::room;
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring, Token};
-use ringmq_format::limits::{FREE_SLOTS_RESERVE, PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, SEGMENT_SIZES};
+use ringmq_format::limits::{
+    BLOCK_SIZE, FREE_SLOTS_RESERVE, PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, SEGMENT_SIZES,
+};
 use ringmq_format::segment::SegmentFacts;
 use ringmq_format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
 use std::path::{Path, PathBuf};
@@ -77,6 +79,14 @@ pub struct Slot {
     pub sidecar: Option<FileId>,
     /// What it is used for.
     pub state: SlotState,
+}
+
+/// Extent edges as the log can keep to them. Those of a file system with blocks below 4 KiB may lie inside a block:
+/// the one block that crosses costs a kernel worker, no more.
+pub fn block_edges(edges: &[u64]) -> Vec<u64> {
+    let mut edges: Vec<u64> = edges.iter().map(|edge| edge.next_multiple_of(BLOCK_SIZE as u64)).collect();
+    edges.dedup();
+    edges
 }
 
 /// What a blank header says.
@@ -303,7 +313,10 @@ impl Prewriter {
             Step::SyncingDirectory => Step::Marking,
             Step::Marking if (value as usize) < SEGMENT_HEADER_SIZE => Step::Marking,
             Step::Marking => {
-                slot.edges = ring.file_facts(slot.file).map(|facts| facts.extent_edges).unwrap_or_default();
+                slot.edges = ring
+                    .file_facts(slot.file)
+                    .map(|facts| block_edges(&facts.extent_edges))
+                    .unwrap_or_default();
                 slot.state = SlotState::Free;
                 self.making = None;
                 self.exhausted = false;
@@ -328,5 +341,6 @@ mod tests {
         let mib: Vec<_> = (0..12).map(|slot| capacity_of(SlotId(slot), 256 << 20) >> 20).collect();
         assert_eq!(mib, [8, 8, 8, 8, 32, 32, 32, 128, 128, 128, 256, 256]);
         assert_eq!(capacity_of(SlotId(9), 4 << 20), 4 << 20);
+        assert_eq!(block_edges(&[1024, 4096, 5120, 133_120]), [4096, 8192, 135_168]);
     }
 }

@@ -214,7 +214,8 @@ mod tests {
         }
         let restored = Producers::from_items(&producers.items());
         for producers in [&producers, &restored] {
-            let judge = |id, epoch, sequence, count| producers.judge(&header(id, epoch, sequence, count), Lsn(0));
+            let judge =
+                |id, epoch, sequence, count| producers.judge(&header(id, epoch, sequence, count), Lsn(0));
             assert_eq!(judge(9, 3, 70, 1), Verdict::Append);
             assert_eq!(judge(9, 3, 20, 10), Verdict::Duplicate(original(20)));
             assert_eq!(judge(9, 3, 60, 10), Verdict::Duplicate(original(60)));
@@ -259,6 +260,9 @@ mod tests {
         let mut producers = Producers::default();
         producers.take(&header(1, 0, u32::MAX - 1, 4), original(0));
         assert_eq!(producers.judge(&header(1, 0, 2, 1), Lsn(0)), Verdict::Append);
-        assert_eq!(producers.judge(&header(1, 0, u32::MAX - 100, 1), Lsn(0)), Verdict::DuplicateUnknownOffset);
+        assert_eq!(
+            producers.judge(&header(1, 0, u32::MAX - 100, 1), Lsn(0)),
+            Verdict::DuplicateUnknownOffset
+        );
     }
 }

@@ -14,7 +14,7 @@
 pub mod decide;
 pub mod scan;
 
-use crate::log::slots::{Slot, SlotState, capacity_of, parse_name, sidecar_file, slot_file};
+use crate::log::slots::{Slot, SlotState, block_edges, capacity_of, parse_name, sidecar_file, slot_file};
 use crate::log::{LogStart, Segment, index_entry};
 use crate::planted::{Bug, Planted};
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring};
@@ -34,8 +34,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use zerocopy::FromBytes;
 
-/// Unit of the scan's reads.
-const READ_SIZE: usize = 1 << 20;
+/// Unit of the scan's reads: one in flight, and large enough that the device works on several parts at once.
+const READ_SIZE: usize = 4 << 20;
 /// Writes of each kind by which the durability call of a new directory is chosen, and their time.
 const CALIBRATION_WRITES: usize = 25;
 const CALIBRATION_TIME_US: u64 = 15_000;
@@ -298,7 +298,7 @@ impl Recovery<'_> {
                 }
                 Err(_) => {}
             }
-            let edges = facts.extent_edges;
+            let edges = block_edges(&facts.extent_edges);
             self.slots.push(Slot { id: *id, file, capacity, edges, sidecar: None, state });
         }
         self.headers.sort_by_key(|(_, facts)| (facts.base, facts.seq));

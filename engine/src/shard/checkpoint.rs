@@ -196,8 +196,11 @@ impl Shard {
         match std::mem::replace(&mut self.checkpointing.step, Step::Idle) {
             Step::Idle => {
                 let begun = self.checkpointing.last_begin;
-                let grown = self.log.end().0.saturating_sub(begun.0) >= self.options.checkpoint_interval;
-                let wanted = grown || self.wants_checkpoint;
+                let grown = self.log.end().0.saturating_sub(begun.0);
+                let interval = self.options.checkpoint_interval;
+                // A sidecar on its way is waited for: with it, the next start has one segment less to read.
+                let due = grown >= interval && (self.sidecars_are_done() || grown >= 2 * interval);
+                let wanted = due || self.wants_checkpoint;
                 // Also before the log is ready: that may need a slot, which retention frees, which needs this.
                 if wanted
                     && self.stopping == Stopping::No

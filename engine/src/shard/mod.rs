@@ -572,6 +572,10 @@ fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> 
     if header.count.get() == 0 {
         return Err(invalid("count", 0));
     }
+    // The shard's own fields: a producer that fills them has misunderstood something.
+    if header.base_offset.get() != 0 || header.partition.get() != 0 || header.timestamp.get() != 0 {
+        return Err(invalid("base_offset, partition or timestamp", header.base_offset.get()));
+    }
     if header.extension_len.get() != 0 {
         return Err(invalid("extension_len", u64::from(header.extension_len.get())));
     }

@@ -10,8 +10,9 @@ use ringmq_format::limits::FRAME_HEADER_SIZE;
 use ringmq_format::name::check_topic_name;
 use ringmq_format::{Lsn, Offset, PartitionId, TopicId};
 use ringmq_protocol::limits::{
-    CREDIT_MAX, DESCRIBE_PARTITIONS_MAX, FETCH_ENTRIES_MAX, FETCH_SIZE_MAX, FETCH_WAIT_MS_MAX, HANDLES_MAX, IN_FLIGHT_BYTES_MAX,
-    IN_FLIGHT_REQUESTS_MAX, LIST_TOPICS_MAX, PRE_HELLO_SIZE_MAX, REQUEST_SIZE_MAX, SUBSCRIPTIONS_MAX,
+    CREDIT_MAX, DESCRIBE_PARTITIONS_MAX, FETCH_ENTRIES_MAX, FETCH_SIZE_MAX, FETCH_WAIT_MS_MAX, HANDLES_MAX,
+    IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, LIST_TOPICS_MAX, PRE_HELLO_SIZE_MAX, REQUEST_SIZE_MAX,
+    SUBSCRIPTIONS_MAX,
 };
 use ringmq_protocol::request::{self, OffsetSpec, Request, decode_request};
 use ringmq_protocol::response::{
@@ -109,6 +110,11 @@ impl ShardServer {
         connection.input = input;
         if let Parsed::Message = parsed {
             connection.consume(len);
+            // Whoever does not begin with a HELLO that is understood is answered once.
+            if connection.life == Life::Fresh {
+                connection.life = Life::Finishing;
+                return Parsed::Ended;
+            }
         }
         parsed
     }
@@ -406,8 +412,7 @@ impl ShardServer {
         let tag = u64::from(self.next_subscription_tag) << 32 | u64::from(subscription);
         connection.subscriptions.insert(subscription, Subscription { shard: target.shard, tag });
         let handle = subscribe.handle;
-        let pending =
-            connection.keep(Pending::Subscribe { correlation, handle, subscription, tag, offset });
+        let pending = connection.keep(Pending::Subscribe { correlation, handle, subscription, tag, offset });
         let kind = ReadKind::Push { subscription, credit: subscribe.credit.min(CREDIT_MAX) };
         let (partition, offset) = (target.partition, Offset(offset));
         let origin = self.origin(connection, tag);
@@ -804,7 +809,7 @@ fn plain_error(connection: &mut Connection, op: Op, correlation: u64, handle: u3
 pub(super) fn refuse_connection(connection: &mut Connection, code: ErrorCode, message: &str) {
     if matches!(connection.life, Life::Fresh | Life::Open) {
         let body = ErrorBody { code: code as u16, retry_after_ms: 0, message };
-        body.encode(Op::Hello as u8, 0, 0, &mut connection.out);
+        body.encode(0, 0, 0, &mut connection.out);
         connection.life = Life::Finishing;
     }
 }

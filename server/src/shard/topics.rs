@@ -14,8 +14,8 @@ use super::requests::NOBODY;
 use super::{Ack, AckTarget, ShardServer};
 use ringmq_engine::catalogue::{Catalogue, CatalogueError};
 use ringmq_engine::shard::AppendError;
-use ringmq_format::{PartitionId, TopicId};
 use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::{PartitionId, TopicId};
 use ringmq_protocol::ErrorCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -19,10 +19,21 @@ const FINISH_PATIENCE_US: u64 = 12_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Tag {
     Batches(Vec<u64>),
-    Resolve { partition: u32, attempt: u64 },
-    Subscribe { partition: u32, attempt: u64 },
-    Fetch { floor: u64 },
-    Offset { floor: u64, latest: bool },
+    Resolve {
+        partition: u32,
+        attempt: u64,
+    },
+    Subscribe {
+        partition: u32,
+        attempt: u64,
+    },
+    Fetch {
+        floor: u64,
+    },
+    Offset {
+        floor: u64,
+        latest: bool,
+    },
     /// A step of whoever asks one thing at a time.
     Step,
     Ignored,
@@ -230,7 +241,11 @@ impl Peer {
         if ended.is_ok() {
             ended = link.core.tick(cx.now);
         }
-        if link.finished_at.is_some_and(|at| cx.now >= at + FINISH_PATIENCE_US) && !link.excused {
+        if link.finished_at.is_some_and(|at| cx.now >= at + FINISH_PATIENCE_US) {
+            if link.excused {
+                world.client_close(link.socket);
+                return self.lose(cx, "it fell into a hole");
+            }
             let details = format!("{} {:?}", self.role.name(), link.socket);
             return Err(wrong("a half-closed connection ends", details));
         }

@@ -6,8 +6,8 @@ use super::model::{Checked, wrong};
 use ringmq_client::{Codec, ErrorCode, FrameBuilder, OffsetSpec, ProducerStamp, Record};
 use ringmq_engine::ring::sim::ClientSocket;
 use ringmq_protocol::{
-    CreateTopic, Credit, DescribeTopic, Fetch, Flags, HEADER_SIZE, Header, Hello, ListOffsets, ListTopics, Op,
-    Open, Produce, ProduceSlot, Request, Response, Subscribe, decode_response, entries,
+    CreateTopic, Credit, DescribeTopic, Fetch, Flags, HEADER_SIZE, Header, Hello, ListOffsets, ListTopics,
+    Op, Open, Produce, ProduceSlot, Request, Response, Subscribe, decode_response, entries,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::IntoBytes;

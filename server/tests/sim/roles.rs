@@ -3,13 +3,15 @@
 use super::client::{Context, Core, Role, Tag};
 use super::model::{Checked, RecordId, Topic, body, wrong};
 use bytes::Bytes;
+use ringmq_client::core::Refused;
 use ringmq_client::core::connection::{Event, FrameOutcome, Message, ServerInfo, Target};
-use ringmq_client::core::consumer::{Action, ConsumerCore, ConsumerCoreConfig, Halt, Next, OutOfRange, Start};
+use ringmq_client::core::consumer::{
+    Action, ConsumerCore, ConsumerCoreConfig, Halt, Next, OutOfRange, Start,
+};
 use ringmq_client::core::decode::{check_entry, decode_frame};
 use ringmq_client::core::producer::{
     Failure, Outgoing, ProducerCore, ProducerCoreConfig, ProducerIdentity, PushError,
 };
-use ringmq_client::core::Refused;
 use ringmq_client::{Codec, ErrorCode, FrameBuilder, OffsetSpec, ProducerStamp, Record, Retry};
 use ringmq_engine::format::PartitionId;
 use ringmq_engine::format::limits::frame_size_max;
@@ -378,8 +380,7 @@ impl Subscribing {
                 }
                 Action::Subscribe { partition, attempt, offset, credit } => {
                     let tag = Tag::Subscribe { partition, attempt };
-                    let number =
-                        link.subscribe(cx.now, tag, &target(self.topic, partition), offset, credit);
+                    let number = link.subscribe(cx.now, tag, &target(self.topic, partition), offset, credit);
                     self.subscriptions.insert(number, (partition, attempt));
                 }
                 Action::Credit { partition, attempt, bytes } => {
@@ -489,8 +490,7 @@ impl Role for Subscribing {
                 out_of_range: if cx.plan.retains() { OutOfRange::Earliest } else { OutOfRange::Fail },
                 seed: cx.draw.next(),
             };
-            let partitions: Vec<_> =
-                (0..self.partitions).map(|index| (index, self.id(cx, index))).collect();
+            let partitions: Vec<_> = (0..self.partitions).map(|index| (index, self.id(cx, index))).collect();
             let start = cx.draw.pick(&[Start::Earliest, Start::Offset(0), Start::Latest]);
             let start = if cx.plan.retains() { Start::Earliest } else { start };
             self.core = Some(ConsumerCore::new(config, partitions, start));
@@ -736,14 +736,12 @@ impl Tending {
     }
 
     fn answer(&mut self, cx: &mut Context<'_>, message: &Message) -> Checked {
-        let response = message.response().map_err(|error| wrong("answers are whole", format!("{error:?}")))?;
+        let response =
+            message.response().map_err(|error| wrong("answers are whole", format!("{error:?}")))?;
         match (self.doing, response) {
             (Some(Doing::Found), Response::Created(entry)) => {
-                let topic = Topic {
-                    id: entry.topic.0,
-                    base: entry.base_partition.0,
-                    partitions: entry.partitions,
-                };
+                let topic =
+                    Topic { id: entry.topic.0, base: entry.base_partition.0, partitions: entry.partitions };
                 if let Some((name, partitions)) = self.founds.pop_front() {
                     if entry.name != name || entry.partitions != partitions {
                         return Err(wrong("a topic is what was asked for", format!("{entry:?}")));
@@ -811,7 +809,14 @@ impl Role for Tending {
     fn event(&mut self, cx: &mut Context<'_>, _: &mut Core, event: Event<Tag>) -> Checked {
         match event {
             Event::Answer { tag: Tag::Step, result } => {
-                cx.note(|| format!("{}: {:?} is answered {:?}", self.name(), self.doing, result.as_ref().map(Message::op)));
+                cx.note(|| {
+                    format!(
+                        "{}: {:?} is answered {:?}",
+                        self.name(),
+                        self.doing,
+                        result.as_ref().map(Message::op)
+                    )
+                });
                 match &result {
                     Ok(message) => self.answer(cx, message)?,
                     Err(refused) => self.refused(refused)?,
@@ -819,12 +824,13 @@ impl Role for Tending {
                 self.doing = None;
             }
             Event::Produced { result, .. } => {
-                // It was shown, and only this client deletes it.
+                // It was answered, and only this client deletes it.
                 let refused = match &result {
                     Ok(outcomes) => outcomes.iter().find_map(|outcome| outcome.as_ref().err()),
                     Err(refused) => Some(refused),
                 };
-                if let Some(refused) = refused.filter(|refused| refused.retry() == Retry::No) {
+                let sure = matches!(self.standing, Standing::There(_));
+                if let Some(refused) = refused.filter(|refused| sure && refused.retry() == Retry::No) {
                     let details = format!("{} {:?}: {refused:?}", self.name, self.doing);
                     return Err(wrong("a topic that is shown is there", details));
                 }
@@ -896,8 +902,7 @@ impl Role for Tending {
             Doing::Produce(partitions) => {
                 let mut builder = FrameBuilder::new(0, 4096);
                 let _ = builder.push(&Record { body: b"mortal", ..Record::default() });
-                let frame =
-                    Bytes::from(builder.finish(ProducerStamp::default(), Codec::None, &mut |_| None));
+                let frame = Bytes::from(builder.finish(ProducerStamp::default(), Codec::None, &mut |_| None));
                 let target = target(&self.name, cx.draw.below(u64::from(partitions)) as u32);
                 link.produce(cx.now, Tag::Step, [(&target, frame)].into_iter());
             }

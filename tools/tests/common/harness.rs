@@ -376,6 +376,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{} {:?} said: {}", self.pid(), self.child.try_wait(), self.stderr());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -394,6 +397,8 @@ pub(crate) fn client(server: SocketAddr, args: &[&str]) -> Command {
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
     correlation: u64,
+    /// Answers that came before they were waited for: they come in any order.
+    early: HashMap<u64, Message>,
 }
 
 /// A message of the server.
@@ -431,7 +436,7 @@ impl Raw {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(HUNG)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, correlation: 0 }
+        Self { stream, correlation: 0, early: HashMap::new() }
     }
 
     /// Connected, HELLO said and answered.
@@ -469,10 +474,15 @@ impl Raw {
 
     /// The answer to a request; pushes in front of it are dropped.
     pub(crate) fn answer(&mut self, correlation: u64) -> Message {
+        if let Some(message) = self.early.remove(&correlation) {
+            return message;
+        }
         loop {
             let message = self.next().unwrap_or_else(|| panic!("closed before answer {correlation}"));
-            if message.header.correlation() == correlation {
-                return message;
+            match message.header.correlation() {
+                0 => {}
+                found if found == correlation => return message,
+                found => drop(self.early.insert(found, message)),
             }
         }
     }
@@ -672,7 +682,7 @@ impl Publisher {
     /// No more lines; all of them must be acknowledged.
     pub(crate) fn finish(mut self) -> Published {
         self.stop.store(true, Ordering::Relaxed);
-        let status = wait(&mut self.child);
+        let status = wait(&mut self.child.0);
         let err =
             std::fs::read_to_string(self.acks.with_file_name(format!("pub-{}.err", self.name))).unwrap();
         assert!(status.success(), "pub {} {status}: {err}", self.name);

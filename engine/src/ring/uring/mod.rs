@@ -98,7 +98,8 @@ impl UringRing {
     /// Makes a ring as good as the kernel has it; what it lacks is in the report.
     pub fn new(config: RingConfig) -> Result<Self, Errno> {
         let mut report = RingReport { kernel: kernel_version(), ..RingReport::default() };
-        let kernel = Kernel::new(config, &mut report)?;
+        let mut kernel = Kernel::new(config, &mut report)?;
+        kernel.probe()?;
         let descriptors = Descriptors::new(&kernel.submitter(), config.descriptors_max, &mut report);
         let pieces = Pieces::new(&kernel.submitter(), config.register_buffers, &mut report.fallbacks);
         let mut ring = Self {

@@ -376,9 +376,9 @@ fn is_served_from(server: &Server, topic: &str, offset: u64) {
     assert!(String::from_utf8(said).unwrap().contains(&format!("\"offset\":{offset}")));
 }
 
-/// One of two shards is refused: the other serves, and nobody waits for ever for the refused one.
+/// One of two shards is refused: the others could not do without it, so the server says which and ends.
 #[test]
-fn a_refused_shard_leaves_the_others_serving() {
+fn a_refused_shard_is_named_and_nobody_waits_for_it() {
     for damaged in [1, 0] {
         let dir = scratch();
         let data = dir.path().join("data");
@@ -389,30 +389,18 @@ fn a_refused_shard_leaves_the_others_serving() {
         server.kill();
         let (segment, bytes) = fullest_segment(&data.join(format!("shard-{damaged:02}")));
         let groups = groups(&bytes);
-        flip(&segment, groups[groups.len() / 2] + 5);
-        match Launch::new(&data).start() {
-            Outcome::Ended(ended) => check(&ended, 14, "damaged_shard", &[&segment.display().to_string()]),
-            Outcome::Ready(mut server) => {
-                assert_eq!(server.ready["degraded"][0]["shard"], damaged);
-                let mut raw = Raw::greeted(server.shard(1 - damaged));
-                let good = [1, 2].into_iter().filter(|handle| {
-                    let answer = raw.ask(&ringmq_protocol::Request::Open(ringmq_protocol::Open {
-                        handle: *handle,
-                        topic: "t",
-                        partition: handle - 1,
-                    }));
-                    answer.error().is_none()
-                });
-                let good: Vec<_> = good.collect();
-                assert_eq!(good.len(), 1, "one partition is served, the other is an error");
-                assert_eq!(raw.read_all(good[0]).len(), 100);
-                assert!(raw.produce(&[(good[0], &harness::frame(&[b"more"]))]).outcomes()[0].is_stored());
-                // A topic cannot be made without all shards, and that is said.
-                assert!(raw.create("new", 2).error().is_some());
-                assert!(server.is_running());
-                let ended = server.stop();
-                assert_eq!(ended.code, Some(14), "{}", ended.err);
-            }
+        let position = groups[groups.len() / 2] + 5;
+        flip(&segment, position);
+        let ended = Launch::new(&data).refused().unwrap();
+        check(&ended, 14, "damaged_shard", &[&format!("shard {damaged}"), &segment.display().to_string()]);
+        // The other one was not hurt by being started beside it.
+        flip(&segment, position);
+        let server = Launch::new(&data).ready().unwrap();
+        let mut raw = Raw::greeted(server.address);
+        for handle in [1, 2] {
+            raw.open(handle, "t", handle - 1);
+            assert_eq!(raw.read_all(handle).len(), 100);
         }
+        server.stop_cleanly();
     }
 }

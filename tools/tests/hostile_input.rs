@@ -550,7 +550,7 @@ fn storm(server: &Server) {
 /// A client that asks for much and takes nothing: what it asked for must not pile up.
 #[test]
 fn answers_that_nobody_takes_do_not_pile_up() {
-    const ASKED: usize = 60;
+    const ASKED: usize = 240;
     let Some((_dir, server)) = server() else { return };
     let mut raw = Raw::greeted(server.address);
     raw.create("t", 2);

@@ -5,6 +5,7 @@ use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
 use super::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::{AppendError, TimeLookup};
 use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::Frame;
 use ringmq_format::limits::FRAME_HEADER_SIZE;
 use ringmq_format::name::check_topic_name;
@@ -33,6 +34,10 @@ pub(super) const FETCH_TAG: u64 = 1 << 63;
 
 /// Bytes of one answer to a FETCH. Even frames of the smallest kind are then fewer than an answer may have.
 const FETCH_BYTES_MAX: usize = 4 << 20;
+
+/// The same for a partition of another shard, whose answers come as messages and cannot be held back: they count as
+/// bytes in flight.
+const FORWARDED_FETCH_BYTES: usize = 256 << 10;
 
 const _: () = {
     assert!(FETCH_BYTES_MAX <= FETCH_SIZE_MAX);
@@ -211,10 +216,15 @@ impl ShardServer {
                 connection.in_flight += 1;
                 self.next_fetch_tag += 1;
                 let origin = self.origin(connection, FETCH_TAG + self.next_fetch_tag);
+                let is_local = handle.shard == self.own;
+                if !is_local {
+                    connection.in_flight_bytes += FORWARDED_FETCH_BYTES;
+                }
+                let limit = if is_local { FETCH_BYTES_MAX } else { FORWARDED_FETCH_BYTES };
                 let kind = ReadKind::Fetch {
                     correlation,
                     handle: fetch.handle,
-                    max_bytes: fetch.max_bytes.min(FETCH_BYTES_MAX as u32),
+                    max_bytes: fetch.max_bytes.min(limit as u32),
                     wait_ms: fetch.max_wait_ms.min(FETCH_WAIT_MS_MAX),
                 };
                 let work = Work::Fetch { partition: handle.partition, offset: Offset(fetch.offset), kind };
@@ -550,7 +560,9 @@ impl ShardServer {
     ) -> Result<(ProduceOutcome, Lsn), AppendError> {
         let frame = Frame::parse(bytes).map_err(AppendError::Invalid)?;
         if frame.bytes.len() != bytes.len() {
-            return Err(AppendError::TooLarge);
+            let (slot, found) = (bytes.len() as u64, frame.bytes.len() as u64);
+            let damage = ringmq_format::Damage::Field;
+            return Err(AppendError::Invalid(Corruption::new("frame", "len", damage, slot, found)));
         }
         let appended = self.shard.append(&mut self.ring, partition, &frame).map_err(|error| match error {
             AppendError::UnknownPartition if self.shard.poisoned().is_some() => AppendError::Poisoned,
@@ -579,6 +591,7 @@ impl ShardServer {
         match answer {
             Answer::Delivered { bytes, again, is_last } if origin.tag >= FETCH_TAG => {
                 assert!(is_last && !again, "a fetch is answered once");
+                connection.in_flight_bytes -= FORWARDED_FETCH_BYTES; // only those of other shards' partitions come here
                 connection.out.extend_from_slice(&bytes);
                 connection.in_flight = connection.in_flight.saturating_sub(1);
             }

@@ -216,7 +216,7 @@ impl Attack {
             Kind::NoHello => {
                 self.closes = true;
                 self.ask(&mut out, &Request::Ping, Some(ErrorCode::HelloRequired));
-                self.ask(&mut out, &Request::DeleteTopic(topic), Some(ErrorCode::HelloRequired));
+                Request::DeleteTopic(topic).encode(9, &mut out); // answered once, and this is too late
             }
             Kind::ImpossibleLength => {
                 self.closes = true;

@@ -460,6 +460,7 @@ impl Harness {
     /// Drains; the power may go off in the middle.
     fn drain(&mut self, interrupted: bool) -> Step {
         self.world.note("the node drains");
+        self.hostiles.iter_mut().for_each(Hostile::excuse);
         if interrupted {
             let at = self.world.io_events(NODE) + self.draw.below(30);
             self.world.crash_at(NODE, at);

@@ -34,7 +34,7 @@ fn arguments() -> Option<Arguments> {
             seed => found.seeds.push(seed.parse().ok()?),
         }
     }
-    (found.minutes.is_some() != !found.seeds.is_empty()).then_some(found)
+    (found.minutes.is_some() == found.seeds.is_empty()).then_some(found)
 }
 
 /// Answers whether all is well.

@@ -91,7 +91,8 @@ impl Plan {
             net.refuse_ppm = 50_000;
         }
         if draw.one_in(6) {
-            sim.descriptors_max = 40 + draw.below(20) as usize;
+            // Few, but the log of the longest run has its files: without them no producer would ever get on.
+            sim.descriptors_max = 160 + draw.below(80) as usize;
         }
         let errors = draw.one_in(6);
         if errors {

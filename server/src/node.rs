@@ -20,7 +20,7 @@ use ringmq_format::limits::{CHECKPOINT_INTERVAL, SHARDS_MAX, frame_size_max};
 use ringmq_format::superblock::Durability as Mode;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -260,6 +260,7 @@ struct Shared {
     options: NodeOptions,
     identity: Identity,
     drained: Arc<AtomicU16>,
+    connections: Arc<AtomicUsize>,
     stop_now: AtomicBool,
 }
 
@@ -297,6 +298,7 @@ impl Node {
             options: options.clone(),
             identity: directory.identity,
             drained: Arc::new(AtomicU16::new(0)),
+            connections: Arc::new(AtomicUsize::new(0)),
             stop_now: AtomicBool::new(false),
         });
         let statuses: Vec<_> = (0..shards).map(|_| Arc::new(ShardStatus::default())).collect();
@@ -739,6 +741,7 @@ fn serve(
     let server_options = ServerOptions {
         auto_create_topics: shared.options.auto_create_topics,
         connections_max: shared.options.connections_max as usize,
+        connections: Arc::clone(&shared.connections),
         shard_ports: go.ports,
         frame_size_max: frame_size_max(shared.options.segment_size) as u32,
         node_id: shared.identity.node_id,

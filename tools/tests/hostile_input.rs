@@ -89,7 +89,7 @@ fn bad_input_costs_nothing() {
                     while !stop.load(Ordering::Relaxed) {
                         is_healthy(&mut raw, 1, &mut first);
                         is_healthy(&mut raw, 2, &mut second);
-                        std::thread::sleep(Duration::from_millis(5));
+                        std::thread::sleep(Duration::from_millis(50));
                     }
                     first
                 })

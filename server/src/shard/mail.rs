@@ -95,6 +95,8 @@ pub(super) enum Answer {
     OffsetAtTime(Result<(Offset, i64), ErrorCode>),
     /// A whole message for the connection. `again`: the reader goes on after `Work::Go`; otherwise it is gone.
     Delivered {
+        /// The shard that the reader is at.
+        from: u16,
         bytes: Vec<u8>,
         again: bool,
         is_last: bool,

@@ -28,7 +28,7 @@ use ringmq_protocol::limits::PRE_HELLO_TIME_MS;
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use topics::Topics;
 
 /// Completions taken in one turn.
@@ -45,8 +45,10 @@ const ACCEPT_PAUSE_US: u64 = 100_000;
 pub struct ServerOptions {
     /// Topics appear when they are first asked for.
     pub auto_create_topics: bool,
-    /// Connections of this shard.
+    /// Connections of all shards of the node.
     pub connections_max: usize,
+    /// Connections of all shards now.
+    pub connections: Arc<AtomicUsize>,
     /// Port of each shard.
     pub shard_ports: Vec<u16>,
     /// Largest frame that is taken.
@@ -388,8 +390,8 @@ impl ShardServer {
         let mut connection = Connection::new(key, socket, self.ring.now().mono_us);
         self.stats.connections_open += 1;
         self.stats.connections_total += 1;
-        if self.stats.connections_open as usize > self.options.connections_max {
-            let message = "the shard has as many connections as it takes";
+        if self.options.connections.fetch_add(1, Ordering::AcqRel) >= self.options.connections_max {
+            let message = "the server has as many connections as it takes";
             requests::refuse_connection(&mut connection, ErrorCode::TooManyConnections, message);
         }
         self.connections[slot as usize] = Some(connection);
@@ -448,6 +450,7 @@ impl ShardServer {
     fn forget(&mut self, connection: Connection) {
         let key = connection.key;
         self.stats.connections_open -= 1;
+        self.options.connections.fetch_sub(1, Ordering::AcqRel);
         let origin = Origin { shard: self.own, connection: key, tag: 0 };
         self.connection_is_gone(self.own, key);
         for shard in connection.known_to {

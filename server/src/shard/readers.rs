@@ -51,6 +51,9 @@ pub(super) struct Readers {
     deadlines: BTreeSet<(u64, Origin)>,
     /// Other work that waits for a page.
     parked: Vec<(Origin, Work)>,
+    /// Connections of other shards to which a fetch's answer is on its way, and the fetches that wait until it has
+    /// left: answers that nobody takes must not pile up there.
+    answering: BTreeMap<(u16, ConnectionKey), Vec<Origin>>,
 }
 
 impl Readers {
@@ -97,6 +100,11 @@ impl Readers {
     }
 
     pub(super) fn go(&mut self, origin: Origin) {
+        if origin.tag >= FETCH_TAG {
+            for next in self.answering.remove(&(origin.shard, origin.connection)).unwrap_or_default() {
+                self.make_ready(next);
+            }
+        }
         if self.readers.get(&origin).is_some_and(|reader| reader.state == State::Blocked) {
             self.make_ready(origin);
         }
@@ -127,6 +135,7 @@ impl Readers {
         let gone: Vec<_> = self.readers.range(first..=last).map(|(origin, _)| *origin).collect();
         gone.into_iter().for_each(|origin| self.remove(origin));
         self.parked.retain(|(origin, _)| origin.shard != shard || origin.connection != connection);
+        self.answering.remove(&(shard, connection));
     }
 
     /// Readers of a partition of which more is visible.
@@ -270,6 +279,13 @@ impl ShardServer {
         };
         let is_local = origin.shard == self.own;
         // Straight into the connection's output where it is here; as a message where it is not.
+        if !is_local
+            && op == Op::Fetch
+            && let Some(queue) = self.readers.answering.get_mut(&(origin.shard, origin.connection))
+        {
+            queue.push(origin);
+            return Served::Blocked;
+        }
         let mut out = match (is_local, self.connection(origin.connection)) {
             (false, _) => Vec::new(),
             (true, None) => return Served::Gone,
@@ -377,7 +393,10 @@ impl ShardServer {
             }
             // One message at a time: the other shard says when its connection has room for the next.
             let again = matches!(served, Served::Again);
-            self.reply(origin, Answer::Delivered { bytes: out, again, is_last });
+            if is_last {
+                self.readers.answering.entry((origin.shard, origin.connection)).or_default();
+            }
+            self.reply(origin, Answer::Delivered { from: self.own, bytes: out, again, is_last });
             return if again { Served::Blocked } else { served };
         }
         let is_push = origin.tag < FETCH_TAG;

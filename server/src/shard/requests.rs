@@ -35,10 +35,6 @@ pub(super) const FETCH_TAG: u64 = 1 << 63;
 /// Bytes of one answer to a FETCH. Even frames of the smallest kind are then fewer than an answer may have.
 const FETCH_BYTES_MAX: usize = 4 << 20;
 
-/// The same for a partition of another shard, whose answers come as messages and cannot be held back: they count as
-/// bytes in flight.
-const FORWARDED_FETCH_BYTES: usize = 256 << 10;
-
 const _: () = {
     assert!(FETCH_BYTES_MAX <= FETCH_SIZE_MAX);
     assert!(FETCH_BYTES_MAX / FRAME_HEADER_SIZE <= FETCH_ENTRIES_MAX);
@@ -216,15 +212,10 @@ impl ShardServer {
                 connection.in_flight += 1;
                 self.next_fetch_tag += 1;
                 let origin = self.origin(connection, FETCH_TAG + self.next_fetch_tag);
-                let is_local = handle.shard == self.own;
-                if !is_local {
-                    connection.in_flight_bytes += FORWARDED_FETCH_BYTES;
-                }
-                let limit = if is_local { FETCH_BYTES_MAX } else { FORWARDED_FETCH_BYTES };
                 let kind = ReadKind::Fetch {
                     correlation,
                     handle: fetch.handle,
-                    max_bytes: fetch.max_bytes.min(limit as u32),
+                    max_bytes: fetch.max_bytes.min(FETCH_BYTES_MAX as u32),
                     wait_ms: fetch.max_wait_ms.min(FETCH_WAIT_MS_MAX),
                 };
                 let work = Work::Fetch { partition: handle.partition, offset: Offset(fetch.offset), kind };
@@ -589,9 +580,10 @@ impl ShardServer {
         let Some(connection) = self.connection(origin.connection) else { return };
         let mut errors = 0;
         match answer {
-            Answer::Delivered { bytes, again, is_last } if origin.tag >= FETCH_TAG => {
+            Answer::Delivered { from, bytes, again, is_last } if origin.tag >= FETCH_TAG => {
                 assert!(is_last && !again, "a fetch is answered once");
-                connection.in_flight_bytes -= FORWARDED_FETCH_BYTES; // only those of other shards' partitions come here
+                // That shard goes on when this answer has left.
+                connection.blocked.push((from, origin.tag));
                 connection.out.extend_from_slice(&bytes);
                 connection.in_flight = connection.in_flight.saturating_sub(1);
             }

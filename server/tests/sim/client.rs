@@ -180,8 +180,8 @@ impl Peer {
             cx.note(|| format!("{} dials {port}: {socket:?}", self.role.name()));
             let core = Connection::new(config(), cx.now);
             let input = BytesMut::new();
-            let link =
-                Link { socket, core, input, excused: false, deaf_until: 0, finished_at: None, leaves: false };
+            let excused = cx.plan.sim.net.black_hole_ppm > 0 && !cx.healed;
+            let link = Link { socket, core, input, excused, deaf_until: 0, finished_at: None, leaves: false };
             self.link = Some(link);
             self.mood_at = cx.now + cx.draw.below(400_000);
         }
@@ -271,9 +271,6 @@ impl Peer {
             return;
         }
         self.mood_at = cx.now + 20_000 + cx.draw.below(400_000);
-        if cx.plan.sim.net.black_hole_ppm > 0 && !cx.healed {
-            link.excused = true;
-        }
         if !cx.plan.breaks || cx.calm || !self.role.is_robust() {
             return;
         }

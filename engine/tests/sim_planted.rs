@@ -53,6 +53,7 @@ fn retiring(plan: &mut Plan) {
     plan.disk_limit = Some(6 * plan.segment_size);
     (plan.body_max, plan.burst, plan.pause_us, plan.life) = (30_000, 12, 12_000, 900);
     plan.sim.disk.sync = Latency::even(3_000, 20_000);
+    plan.sim.disk.write = Latency::even(300, 20_000);
 }
 
 /// Rolls all the time, and single writes that take long.

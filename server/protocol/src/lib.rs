@@ -23,7 +23,7 @@
 //! let mut out = Vec::new();
 //! match decode_request(header, own_fields) {
 //!     Ok(Request::Ping) => Response::Pong.encode(header.correlation(), 0, &mut out),
-//!     Ok(_) => todo!(),
+//!     Ok(request) => println!("{:?} is carried out elsewhere", request.op()),
 //!     Err(refusal) => refusal.encode(header, &mut out),
 //! }
 //! # let answer = Header::parse(&out, 1024)?;

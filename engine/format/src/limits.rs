@@ -86,6 +86,8 @@ pub const CHECKPOINT_INTERVAL: u64 = 256 << 20;
 pub const CHECKPOINT_CHUNK_TARGET: usize = 64 << 10;
 /// Free slots at or below which new bodies are refused.
 pub const FREE_SLOTS_RESERVE: usize = 2;
+/// Time after the last commit for which cold reads go one at a time.
+pub const COLD_HOLDBACK_US: u64 = 10_000;
 /// Unit of a cold read and of the cold cache.
 pub const COLD_PAGE_SIZE: usize = 128 << 10;
 /// Ranges of the log that an operator has set aside.

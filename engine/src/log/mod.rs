@@ -26,9 +26,9 @@ use ringmq_format::checksum::Crc32c;
 use ringmq_format::frame::FrameHeader;
 use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty};
 use ringmq_format::limits::{
-    BACKGROUND_PERIOD_US, BLOCK_SIZE, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE, GROUP_HEADER_SIZE,
-    GROUP_SIZE_TARGET_MAX, GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX, HEARTBEAT_DELAY_US, PREWRITE_CHUNK,
-    PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, block_align,
+    BACKGROUND_PERIOD_US, BLOCK_SIZE, COLD_HOLDBACK_US, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE,
+    GROUP_HEADER_SIZE, GROUP_SIZE_TARGET_MAX, GROUP_SIZE_TARGET_MIN, GROUPS_IN_FLIGHT_MAX,
+    HEARTBEAT_DELAY_US, PREWRITE_CHUNK, PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, block_align,
 };
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::IndexEntry;
@@ -448,6 +448,11 @@ impl Log {
             self.background_at_us = now + BACKGROUND_PERIOD_US;
         }
         may
+    }
+
+    /// Groups are in flight, or were a moment ago: readers of the disk hold back.
+    pub fn is_busy(&self, now_us: u64) -> bool {
+        !self.flights.is_empty() || now_us < self.last_durable_us + COLD_HOLDBACK_US
     }
 
     /// When `turn` wants to be called though nothing has completed.

@@ -14,7 +14,10 @@ use ringmq_format::limits::{BLOCK_SIZE, CHECKPOINT_CHUNK_TARGET};
 use ringmq_format::{Lsn, PartitionId};
 use zerocopy::{FromZeros, IntoBytes};
 
+/// How long a checkpoint that failed is left alone.
 const RETRY_US: u64 = 1_000_000;
+/// Least time between the begins of two: with a log at full speed a start has little to read all the same.
+const SPACING_US: u64 = 100_000;
 
 #[derive(Debug)]
 struct Capture {
@@ -208,7 +211,7 @@ impl Shard {
                     && !self.log.segments().is_empty()
                 {
                     self.begin_checkpoint(false);
-                    self.checkpointing.retry_at_us = now + RETRY_US;
+                    self.checkpointing.retry_at_us = now + SPACING_US;
                 }
             }
             Step::Capturing(mut capture) => {

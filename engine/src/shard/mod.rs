@@ -425,7 +425,7 @@ impl Shard {
             }
             _ => 0,
         };
-        self.cold.turn(ring, log.has_flights(), &durable);
+        self.cold.turn(ring, log.is_busy(ring.now().mono_us), &durable);
     }
 
     /// Moves the partitions whose visible end has moved to `out`; some may be named twice.

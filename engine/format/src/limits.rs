@@ -86,8 +86,11 @@ pub const CHECKPOINT_INTERVAL: u64 = 256 << 20;
 pub const CHECKPOINT_CHUNK_TARGET: usize = 64 << 10;
 /// Free slots at or below which new bodies are refused.
 pub const FREE_SLOTS_RESERVE: usize = 2;
-/// Time after the last commit for which cold reads go one at a time.
+/// Time after the last commit for which cold reads go one at a time, at [`COLD_RATE_BUSY`] at most.
 pub const COLD_HOLDBACK_US: u64 = 10_000;
+/// Bytes of cold reads a second while commits go on, of each shard: what a reader who catches up takes of disk and
+/// core is kept from producers.
+pub const COLD_RATE_BUSY: u64 = 400_000_000;
 /// Unit of a cold read and of the cold cache.
 pub const COLD_PAGE_SIZE: usize = 128 << 10;
 /// Ranges of the log that an operator has set aside.

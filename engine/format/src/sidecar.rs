@@ -53,6 +53,33 @@ impl IndexEntry {
     }
 }
 
+/// Sorts entries that are in log order: by partition, and so by offset. A counting sort over the digits of the
+/// partition in which any two differ, because hundreds of thousands of entries are sorted between two commits.
+pub fn sort(entries: Vec<IndexEntry>) -> Vec<IndexEntry> {
+    const DIGIT: u32 = 11;
+    let (mut from, mut to) = (entries, Vec::new());
+    for shift in (0..u32::BITS).step_by(DIGIT as usize) {
+        let digit = |entry: &IndexEntry| (entry.partition.get() >> shift) as usize % (1 << DIGIT);
+        let mut ends = vec![0u32; 1 << DIGIT];
+        from.iter().for_each(|entry| ends[digit(entry)] += 1);
+        if ends.iter().any(|count| *count as usize == from.len()) {
+            continue; // the same in all of them
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            sum += std::mem::replace(end, sum);
+        }
+        to.resize(from.len(), IndexEntry::new_zeroed());
+        for entry in &from {
+            let place = &mut ends[digit(entry)];
+            to[*place as usize] = *entry;
+            *place += 1;
+        }
+        std::mem::swap(&mut from, &mut to);
+    }
+    from
+}
+
 /// First 4 KiB of the file.
 #[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -232,6 +259,30 @@ pub fn parse_block(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_in_log_order_are_sorted_by_partition_and_offset() {
+        let mut random = 1u64;
+        for highest in [1, 100, 5000, 1 << 20, u32::MAX] {
+            let mut next = std::collections::BTreeMap::new();
+            let entries: Vec<_> = (0..5000u32)
+                .map(|_| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let partition = (random >> 32) as u32 % highest;
+                    let offset = next.entry(partition).or_insert(0u64);
+                    *offset += 1;
+                    let mut entry = IndexEntry::new_zeroed();
+                    entry.partition = partition.into();
+                    entry.first_offset = (*offset).into();
+                    entry
+                })
+                .collect();
+            let sorted = sort(entries.clone());
+            assert_eq!(sorted.len(), entries.len());
+            assert!(sorted.is_sorted_by_key(IndexEntry::key), "{highest}");
+        }
+        assert_eq!(sort(Vec::new()), Vec::new());
+    }
 
     #[test]
     fn entries_come_back_and_every_flipped_bit_is_found() {

@@ -97,7 +97,7 @@ pub struct Segment {
     pub last_time: i64,
     /// Bytes of frames in it.
     pub frame_bytes: u64,
-    /// Its frames, in log order, until the sidecar is durable.
+    /// Its frames until the sidecar is durable: in log order, and by partition once the sidecar is being made.
     pub entries: Vec<IndexEntry>,
     /// The sidecar's file and its number of entries, once it is durable.
     pub sidecar: Option<(FileId, u32)>,

@@ -12,7 +12,6 @@ use ringmq_format::checkpoint::{ProducerFrame, ProducerItem};
 use ringmq_format::frame::FrameHeader;
 use ringmq_format::limits::{PRODUCER_WINDOW, PRODUCERS_PER_PARTITION_MAX};
 use ringmq_format::{Lsn, Offset, ProducerId};
-use std::collections::VecDeque;
 use zerocopy::FromZeros;
 
 /// A frame that was taken before.
@@ -55,14 +54,28 @@ struct Taken {
     original: Original,
 }
 
+impl Taken {
+    const NONE: Self = Self {
+        base_sequence: 0,
+        count: 0,
+        original: Original { base_offset: Offset(0), timestamp: 0, end_lsn: Lsn(0) },
+    };
+}
+
 #[derive(Clone, Debug)]
 struct Producer {
     id: ProducerId,
-    epoch: u16,
-    next_sequence: u32,
-    window: VecDeque<Taken>,
     last_time: i64,
+    next_sequence: u32,
+    epoch: u16,
+    /// Frames in the window.
+    filled: u16,
+    /// Oldest first; here and not in memory of its own, because most partitions have one producer.
+    frames: [Taken; PRODUCER_WINDOW],
 }
+
+/// Producers of a partition up to which no memory is kept for more.
+const EXACT_MAX: usize = 4;
 
 /// The producers of one partition, the one used last at the end.
 #[derive(Clone, Debug, Default)]
@@ -90,11 +103,11 @@ impl Producers {
         }
         if sequence == producer.next_sequence {
             // The window must hold every frame that may be asked about again, and that is all unanswered ones.
-            let oldest = producer.window.front().filter(|_| producer.window.len() == PRODUCER_WINDOW);
+            let oldest = producer.window().first().filter(|_| producer.window().len() == PRODUCER_WINDOW);
             let full = oldest.is_some_and(|oldest| oldest.original.end_lsn > durable);
             return if full { Verdict::TooManyInFlight } else { Verdict::Append };
         }
-        let taken = producer.window.iter().find(|taken| taken.base_sequence == sequence);
+        let taken = producer.window().iter().find(|taken| taken.base_sequence == sequence);
         match taken {
             Some(taken) if taken.count == count => Verdict::Duplicate(taken.original),
             Some(_) => Verdict::OutOfOrder { expected: producer.next_sequence },
@@ -112,27 +125,27 @@ impl Producers {
         if id.0 == 0 {
             return;
         }
-        let known = self.table.iter().rposition(|producer| producer.id == id);
-        let mut producer = match known {
-            Some(index) => self.table.remove(index),
-            None => {
-                if self.table.len() == PRODUCERS_PER_PARTITION_MAX {
-                    self.table.remove(0);
-                }
-                Producer { id, epoch, next_sequence: 0, window: VecDeque::new(), last_time: 0 }
-            }
-        };
+        match self.table.iter().rposition(|producer| producer.id == id) {
+            Some(known) => self.table[known..].rotate_left(1),
+            None => self.add(Producer::new(id, epoch)),
+        }
+        let Some(producer) = self.table.last_mut() else { panic!("a producer was just found or added") };
         if producer.epoch != epoch {
             producer.epoch = epoch;
-            producer.window.clear();
+            producer.filled = 0;
         }
         let (base_sequence, count) = (header.base_sequence.get(), header.count.get());
         producer.next_sequence = base_sequence.wrapping_add(count);
         producer.last_time = original.timestamp;
-        if producer.window.len() == PRODUCER_WINDOW {
-            producer.window.pop_front();
+        producer.push(Taken { base_sequence, count, original });
+    }
+
+    fn add(&mut self, producer: Producer) {
+        if self.table.len() == PRODUCERS_PER_PARTITION_MAX {
+            self.table.remove(0);
+        } else if self.table.len() < EXACT_MAX {
+            self.table.reserve_exact(1);
         }
-        producer.window.push_back(Taken { base_sequence, count, original });
         self.table.push(producer);
     }
 
@@ -148,14 +161,31 @@ impl Producers {
 }
 
 impl Producer {
+    fn new(id: ProducerId, epoch: u16) -> Self {
+        Self { id, last_time: 0, next_sequence: 0, epoch, filled: 0, frames: [Taken::NONE; PRODUCER_WINDOW] }
+    }
+
+    fn window(&self) -> &[Taken] {
+        &self.frames[..usize::from(self.filled)]
+    }
+
+    fn push(&mut self, taken: Taken) {
+        if usize::from(self.filled) == PRODUCER_WINDOW {
+            self.frames.rotate_left(1);
+            self.filled -= 1;
+        }
+        self.frames[usize::from(self.filled)] = taken;
+        self.filled += 1;
+    }
+
     fn item(&self) -> ProducerItem {
         let mut item = ProducerItem::new_zeroed();
         item.producer = self.id.0.into();
         item.epoch = self.epoch.into();
-        item.filled = (self.window.len() as u16).into();
+        item.filled = self.filled.into();
         item.next_sequence = self.next_sequence.into();
         item.last_time = self.last_time.into();
-        for (frame, taken) in item.window.iter_mut().zip(&self.window) {
+        for (frame, taken) in item.window.iter_mut().zip(self.window()) {
             *frame = ProducerFrame {
                 base_sequence: taken.base_sequence.into(),
                 count: taken.count.into(),
@@ -168,22 +198,21 @@ impl Producer {
 
     fn from_item(item: &ProducerItem) -> Self {
         let filled = usize::from(item.filled.get()).min(PRODUCER_WINDOW);
-        let window = item.window[..filled].iter().map(|frame| Taken {
-            base_sequence: frame.base_sequence.get(),
-            count: frame.count.get(),
-            original: Original {
-                base_offset: Offset(frame.base_offset.get()),
-                timestamp: frame.timestamp.get(),
-                end_lsn: Lsn(0),
-            },
-        });
-        Self {
-            id: item.id(),
-            epoch: item.epoch.get(),
-            next_sequence: item.next_sequence.get(),
-            window: window.collect(),
-            last_time: item.last_time.get(),
+        let mut producer = Self::new(item.id(), item.epoch.get());
+        producer.next_sequence = item.next_sequence.get();
+        producer.last_time = item.last_time.get();
+        for frame in &item.window[..filled] {
+            producer.push(Taken {
+                base_sequence: frame.base_sequence.get(),
+                count: frame.count.get(),
+                original: Original {
+                    base_offset: Offset(frame.base_offset.get()),
+                    timestamp: frame.timestamp.get(),
+                    end_lsn: Lsn(0),
+                },
+            });
         }
+        producer
     }
 }
 

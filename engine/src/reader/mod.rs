@@ -4,18 +4,21 @@
 //! their own, so that a reader who catches up can never evict the tail.
 //!
 //! Invariants  C1  A page that is being read is looked at by nobody.
-//!             C2  While commits are going on, one read is in flight; more only when the shard has been idle.
+//!             C2  While commits are going on, one read is in flight, and they come at a bounded rate; more only
+//!                 when the shard has been idle.
 //!             C3  Every frame that leaves here was checked: header, place and payload. The index is never believed.
 //! Ignorant of partitions' states and connections.
 
 use crate::log::room;
 use crate::ring::{BufRange, BufferId, Completion, Errno, FileId, Op, Ring, Token};
 use ringmq_format::SegmentSeq;
-use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE};
+use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE, COLD_RATE_BUSY};
 use std::collections::{HashMap, VecDeque};
 
 /// Reads in flight when nothing else is going on: together 1 MiB.
 const READS_IDLE: usize = 8;
+/// Time from one read to the next while commits go on.
+const READ_PERIOD_US: u64 = COLD_PAGE_SIZE as u64 * 1_000_000 / COLD_RATE_BUSY;
 /// Pages that may be asked for and not read yet.
 const WANTED_MAX: usize = 4096;
 /// Smallest cold arena.
@@ -44,8 +47,8 @@ enum PageState {
 struct Page {
     key: Option<PageKey>,
     state: PageState,
-    /// Turn of its last use.
-    used: u64,
+    /// Looked at since the hand has passed.
+    used: bool,
     generation: u32,
     /// Bytes of the page that are good to read; less than a page at the end of the log, or of the file.
     durable: usize,
@@ -63,7 +66,7 @@ impl Page {
     const EMPTY: Self = Self {
         key: None,
         state: PageState::Ready(0),
-        used: 0,
+        used: false,
         generation: 0,
         durable: 0,
         read: 0,
@@ -95,7 +98,10 @@ pub struct ColdCache {
     by_key: HashMap<PageKey, u32, std::hash::BuildHasherDefault<KeyHasher>>,
     wanted: VecDeque<PageKey>,
     in_flight: usize,
-    turn: u64,
+    /// Not before this, while commits go on.
+    next_read_us: u64,
+    /// Goes round the pages; one that was not used since it has passed is given up.
+    hand: usize,
     reads: u64,
     progressed: bool,
 }
@@ -132,7 +138,8 @@ impl ColdCache {
             by_key: HashMap::default(),
             wanted: VecDeque::new(),
             in_flight: 0,
-            turn: 0,
+            next_read_us: 0,
+            hand: 0,
             reads: 0,
             progressed: false,
         })
@@ -144,13 +151,12 @@ impl ColdCache {
 
     /// Looks at the bytes `from..to` of a page; asks for it if they are not here. The range begins with the page.
     pub fn look(&mut self, key: PageKey, from: usize, to: usize) -> Look {
-        self.turn += 1;
         let Some(index) = self.by_key.get(&key).copied() else {
             self.want(key);
             return Look::Coming;
         };
         let page = &mut self.pages[index as usize];
-        page.used = self.turn;
+        page.used = true;
         let (gone, look) = match page.state {
             PageState::Ready(len) if to <= len && page.is_bad(from, to) => (false, Look::Failed(Errno::IO)),
             PageState::Ready(len) if to <= len => (false, Look::Here(self.range(index, len))),
@@ -184,12 +190,13 @@ impl ColdCache {
         self.by_key.contains_key(&key)
     }
 
-    /// Submits reads: one while the log is busy, more when it is not (C2).
+    /// Submits reads: one while the log is busy, and at a bounded rate; more when it is not (C2).
     ///
     /// `durable` answers how many bytes of a file are durable: what lies behind may change under the read.
     pub fn turn(&mut self, ring: &mut Ring, log_is_busy: bool, durable: &dyn Fn(&PageKey) -> u64) {
         let limit = if log_is_busy { 1 } else { READS_IDLE };
-        while self.in_flight < limit {
+        let now = ring.now().mono_us;
+        while self.in_flight < limit && (!log_is_busy || now >= self.next_read_us) {
             let Some(key) = self.wanted.pop_front() else { return };
             let Some(index) = self.victim() else {
                 self.wanted.push_front(key);
@@ -198,14 +205,13 @@ impl ColdCache {
             if let Some(old) = self.pages[index].key.take() {
                 self.by_key.remove(&old);
             }
-            self.turn += 1;
             let generation = self.pages[index].generation.wrapping_add(1) & 0x00ff_ffff;
             let start = u64::from(key.page) * COLD_PAGE_SIZE as u64;
             let durable = durable(&key).saturating_sub(start).min(COLD_PAGE_SIZE as u64) as usize;
             let durable = durable / BLOCK_SIZE * BLOCK_SIZE;
             let state = if durable == 0 { PageState::Failed(Errno::IO) } else { PageState::Reading };
             self.pages[index] =
-                Page { key: Some(key), state, used: self.turn, generation, durable, ..Page::EMPTY };
+                Page { key: Some(key), state, used: true, generation, durable, ..Page::EMPTY };
             self.by_key.insert(key, index as u32);
             if durable == 0 {
                 self.progressed = true; // nothing there: whoever waits is told
@@ -214,6 +220,10 @@ impl ColdCache {
             self.submit(ring, index as u32);
             self.in_flight += 1;
             self.reads += 1;
+            // What was not used of the rate is lost, but for one read.
+            let from =
+                if log_is_busy { self.next_read_us.max(now.saturating_sub(READ_PERIOD_US)) } else { now };
+            self.next_read_us = from + READ_PERIOD_US;
         }
     }
 
@@ -230,14 +240,23 @@ impl ColdCache {
         );
     }
 
-    /// The page that was not used for longest and is not being read.
-    fn victim(&self) -> Option<usize> {
-        self.pages
-            .iter()
-            .enumerate()
-            .filter(|(_, page)| page.state != PageState::Reading)
-            .min_by_key(|(_, page)| (page.key.is_some(), page.used))
-            .map(|(index, _)| index)
+    /// A page that was not used lately and is not being read.
+    fn victim(&mut self) -> Option<usize> {
+        // In the first round every page may turn out to be used; in the second none is.
+        for _ in 0..2 * self.pages.len() {
+            let index = self.hand;
+            self.hand = (index + 1) % self.pages.len();
+            let page = &mut self.pages[index];
+            if page.state != PageState::Reading && !std::mem::take(&mut page.used) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// When a read that is wanted may be submitted, if no completion brings the turn that does.
+    pub fn deadline(&self) -> Option<u64> {
+        (self.in_flight == 0 && !self.wanted.is_empty()).then_some(self.next_read_us)
     }
 
     /// Takes the completion of a read.

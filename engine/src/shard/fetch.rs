@@ -145,7 +145,7 @@ impl Shard {
     ) -> Option<Step> {
         let partition = self.partition(id)?;
         let visible = partition.visible();
-        let frame = match partition.locate(offset) {
+        let frame = match partition.locate(&self.frames, offset) {
             Place::Frame(frame) => frame,
             Place::Nowhere => return Some(Step::Damaged(visible)),
             Place::Sidecar(segment, first) => match self
@@ -202,14 +202,28 @@ impl Shard {
             position: segment.facts.position(frame.lsn),
             len: frame.len as usize,
         };
-        let mut bytes = Vec::with_capacity(place.len);
-        match self.gather(ring, &place, &mut bytes) {
-            Ok(true) => {}
-            Ok(false) => return Step::Cold,
-            Err(_) => return Step::Damaged(frame.end_offset()),
-        }
+        // Kept from frame to frame: memory as large as this comes from the kernel page by page.
+        let mut bytes = std::mem::take(&mut self.cold_frame);
+        bytes.clear();
+        let step = match self.gather(ring, &place, &mut bytes) {
+            Ok(true) => self.deliver_cold(id, frame, delivered, &bytes, sink),
+            Ok(false) => Step::Cold,
+            Err(_) => Step::Damaged(frame.end_offset()),
+        };
+        self.cold_frame = bytes;
+        step
+    }
+
+    fn deliver_cold(
+        &mut self,
+        id: PartitionId,
+        frame: &FrameRef,
+        delivered: &Delivered,
+        bytes: &[u8],
+        sink: &mut dyn FnMut(&Delivered, &[u8]),
+    ) -> Step {
         // C3: the index only says where to look.
-        let good = Frame::parse(&bytes).is_ok_and(|found| {
+        let good = Frame::parse(bytes).is_ok_and(|found| {
             found.header.partition() == id
                 && found.header.base_offset() == frame.first_offset
                 && found.bytes.len() == bytes.len()
@@ -218,12 +232,12 @@ impl Shard {
         if !good {
             return Step::Damaged(frame.end_offset());
         }
-        sink(delivered, &bytes);
+        sink(delivered, bytes);
         self.stats.cold_frames += 1;
         Step::Taken(frame.end_offset())
     }
 
-    /// Collects bytes of a file from cold pages. `false`: some are still to come.
+    /// Collects bytes of a file from cold pages. `false`: some are still to come, and nothing was collected.
     pub(super) fn gather(
         &mut self,
         ring: &Ring,
@@ -233,18 +247,26 @@ impl Shard {
         let page_size = COLD_PAGE_SIZE as u64;
         let end = place.position + place.len as u64;
         let (first, last) = (place.position / page_size, (end - 1) / page_size);
-        let mut complete = true;
-        for page in first..=last {
+        let part = |page: u64| {
             let key = PageKey { file: place.file, segment: place.segment, page: page as u32 };
             let from = place.position.max(page * page_size) - page * page_size;
             let to = end.min((page + 1) * page_size) - page * page_size;
-            match self.cold.look(key, from as usize, to as usize) {
-                Look::Here(range) => {
-                    let page_bytes = ring.memory.bytes(range);
-                    out.extend_from_slice(&page_bytes[from as usize..to as usize]);
-                }
+            (key, from as usize, to as usize)
+        };
+        let mut complete = true;
+        for page in first..=last {
+            let (key, from, to) = part(page);
+            match self.cold.look(key, from, to) {
+                Look::Here(_) => {}
                 Look::Coming => complete = false,
                 Look::Failed(error) => return Err(error),
+            }
+        }
+        // Copied only when all of it is here: a frame of many pages is looked at again with each that comes.
+        for page in (first..=last).filter(|_| complete) {
+            let (key, from, to) = part(page);
+            if let Look::Here(range) = self.cold.look(key, from, to) {
+                out.extend_from_slice(&ring.memory.bytes(range)[from..to]);
             }
         }
         if first > 0 {
@@ -348,7 +370,7 @@ impl Shard {
         match refs.get(index) {
             Some(next) => Offset(next.first_offset.get()),
             None => {
-                partition.first_frame_since(i64::MIN).map_or(partition.visible(), |frame| frame.first_offset)
+                partition.oldest_frame(&self.frames).map_or(partition.visible(), |frame| frame.first_offset)
             }
         }
     }
@@ -357,7 +379,7 @@ impl Shard {
     pub fn offset_at_time(&mut self, ring: &Ring, id: PartitionId, time_ms: i64) -> TimeLookup {
         let Some(partition) = self.partition(id) else { return TimeLookup::UnknownPartition };
         let visible = partition.visible();
-        let in_ram = partition.first_frame_since(i64::MIN).map(|frame| frame.first_offset);
+        let in_ram = partition.oldest_frame(&self.frames).map(|frame| frame.first_offset);
         let refs: Vec<_> = partition.segments().to_vec();
         for reference in refs {
             if in_ram.is_some_and(|first| first.0 <= reference.first_offset.get()) {
@@ -385,7 +407,7 @@ impl Shard {
             }
         }
         let Some(partition) = self.partition(id) else { return TimeLookup::UnknownPartition };
-        match partition.first_frame_since(time_ms) {
+        match partition.first_frame_since(&self.frames, time_ms) {
             Some(frame) if frame.first_offset < visible => {
                 TimeLookup::At(frame.first_offset, frame.timestamp)
             }
@@ -394,7 +416,7 @@ impl Shard {
     }
 }
 
-/// As `find_entry`, in a segment that has no sidecar now: in log order, so in the order of offsets too.
+/// As `find_entry`, in a segment that has no sidecar now. Its entries of one partition are in the order of offsets.
 fn find_in_ram(
     segment: &Segment,
     id: PartitionId,

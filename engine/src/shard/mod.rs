@@ -16,8 +16,9 @@ mod sidecars;
 use crate::catalogue::Catalogue;
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
+use crate::partition::Partition;
+use crate::partition::index::{Entry, FrameIndex};
 use crate::partition::producers::{Original, Verdict};
-use crate::partition::{FrameRef, Partition};
 use crate::planted::Planted;
 use crate::reader::{COLD_SIZE_MIN, ColdCache};
 use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
@@ -39,9 +40,9 @@ use std::path::PathBuf;
 
 /// Smallest memory budget of a shard: its log arena and its cold arena.
 pub const MEMORY_MIN: usize = ARENA_SIZE_MIN + COLD_SIZE_MIN;
-/// What a frame of an unsealed segment costs in RAM: its index entry and its place in the partition. A third of the
-/// arenas' memory, on top of them, is the most that one segment's index takes.
-const INDEX_BYTES_PER_FRAME: usize = size_of::<sidecar::IndexEntry>() + size_of::<FrameRef>();
+/// What a frame of an unsealed segment costs in RAM: its entry of the sidecar to be and its place in the index. A third
+/// of the arenas' memory, on top of them, is the most that one segment's index takes.
+const INDEX_BYTES_PER_FRAME: usize = size_of::<sidecar::IndexEntry>() + size_of::<Entry>();
 /// How often retention is looked at, and at most one segment is given up for its age.
 const RETENTION_PERIOD_US: u64 = 1_000_000;
 
@@ -165,8 +166,12 @@ pub struct Shard {
     options: ShardOptions,
     log: Log,
     cold: ColdCache,
+    /// Bytes of the cold frame that was delivered last.
+    cold_frame: Vec<u8>,
     /// By `id / shards`.
     partitions: Vec<Option<Partition>>,
+    /// Frames of the window and of segments without a sidecar.
+    frames: FrameIndex,
     catalogue: Catalogue,
     sidecar: Option<SidecarJob>,
     reindex: Option<Reindex>,
@@ -196,7 +201,7 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, catalogue } =
+        let replay::Replayed { mut partitions, frames, catalogue } =
             replay.finish().map_err(|corruption| OpenError::Damaged {
                 row: None,
                 path: options.directory.clone(),
@@ -207,8 +212,8 @@ impl Shard {
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
             // A checkpoint may still speak of segments that were retired after it.
-            partition.retire(ringmq_format::SegmentSeq(log_start_seq.0.saturating_sub(1)), Lsn(0));
-            partition.settle();
+            partition.retire(&frames, ringmq_format::SegmentSeq(log_start_seq.0.saturating_sub(1)));
+            partition.settle(&frames);
         }
         let covered = start.superblock.checkpoint.map_or((0, 0), |(_, sequence)| {
             let scanned = start.segments.iter().find(|segment| segment.sidecar.is_none());
@@ -230,7 +235,9 @@ impl Shard {
             options,
             log,
             cold,
+            cold_frame: Vec::new(),
             partitions,
+            frames,
             catalogue,
             sidecar: None,
             reindex: None,
@@ -349,7 +356,7 @@ impl Shard {
             Refused::PayloadCrc => AppendError::PayloadCrc,
         })?;
         let durable_at = lsn.plus(frame.bytes.len() as u64);
-        partition.push(&header, lsn);
+        partition.push(&mut self.frames, &header, lsn);
         partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
         self.stats.records += u64::from(header.count.get());
         self.stats.frame_bytes += frame.bytes.len() as u64;
@@ -440,15 +447,16 @@ impl Shard {
 
     /// When `turn` wants to be called though nothing has completed.
     pub fn deadline(&self) -> Option<u64> {
+        let cold = self.cold.deadline();
         if self.log.poisoned().is_some() {
-            return None;
+            return cold;
         }
         let running = self.stopping == Stopping::No;
         let retains = self.options.retain_time_ms.is_some() || self.options.retain_size.is_some();
         let retention = (running && retains).then_some(self.retention_at_us);
         let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
             .then_some(self.checkpointing.retry_at_us());
-        let own = [retention, checkpoint, self.sidecar_deadline()];
+        let own = [retention, checkpoint, self.sidecar_deadline(), cold];
         self.log.deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
@@ -479,8 +487,9 @@ impl Shard {
             }
             let Some(segment) = self.log.retire_oldest() else { return };
             let kept_from = self.log.segments().front().map_or(segment.end, |next| next.facts.base);
+            self.frames.forget_before(kept_from);
             for partition in self.partitions.iter_mut().flatten() {
-                partition.retire(segment.facts.seq, kept_from);
+                partition.retire(&self.frames, segment.facts.seq);
             }
             if by_age && !by_size {
                 return; // one a period: a clock that jumps ahead empties nothing at once

@@ -1,6 +1,7 @@
 //! What recovery finds, turned into partitions and topics.
 
 use crate::catalogue::Catalogue;
+use crate::partition::index::FrameIndex;
 use crate::partition::producers::Original;
 use crate::partition::{FrameRef, Partition};
 use crate::recovery::Visitor;
@@ -53,6 +54,7 @@ pub(super) struct Replay<'a> {
     shard: ShardId,
     shards: u16,
     partitions: Vec<Option<Partition>>,
+    frames: FrameIndex,
     catalogue: Catalogue,
     /// By the index of the partition.
     reflected: Vec<Reflected>,
@@ -61,6 +63,7 @@ pub(super) struct Replay<'a> {
 
 pub(super) struct Replayed {
     pub(super) partitions: Vec<Option<Partition>>,
+    pub(super) frames: FrameIndex,
     pub(super) catalogue: Catalogue,
 }
 
@@ -70,6 +73,7 @@ impl<'a> Replay<'a> {
             shard,
             shards,
             partitions: Vec::new(),
+            frames: FrameIndex::default(),
             catalogue: Catalogue::default(),
             reflected: Vec::new(),
             progress,
@@ -84,16 +88,17 @@ impl<'a> Replay<'a> {
                 return Err(Corruption::new("checkpoint", "partition", Damage::Field, 0, id));
             }
         }
-        Ok(Replayed { partitions: self.partitions, catalogue: self.catalogue })
+        Ok(Replayed { partitions: self.partitions, frames: self.frames, catalogue: self.catalogue })
     }
 
     fn index(&self, id: PartitionId) -> usize {
         id.0 as usize / usize::from(self.shards)
     }
 
-    fn get(&mut self, id: PartitionId) -> Option<&mut Partition> {
+    fn get(&mut self, id: PartitionId) -> Option<(&mut Partition, &mut FrameIndex)> {
         let index = self.index(id);
-        self.partitions.get_mut(index)?.as_mut().filter(|partition| partition.id() == id)
+        let partition = self.partitions.get_mut(index)?.as_mut().filter(|partition| partition.id() == id)?;
+        Some((partition, &mut self.frames))
     }
 
     fn enter_topic(&mut self, entry: TopicEntry) {
@@ -155,8 +160,8 @@ impl Visitor for Replay<'_> {
                         len: entry.len.get(),
                         count: entry.count.get(),
                     };
-                    if let Some(partition) = self.get(PartitionId(entry.partition.get())) {
-                        partition.push_index(frame);
+                    if let Some((partition, frames)) = self.get(PartitionId(entry.partition.get())) {
+                        partition.push_index(frames, frame);
                     }
                 }
             }
@@ -176,11 +181,11 @@ impl Visitor for Replay<'_> {
                 let id = header.partition();
                 let reflected = self.reflected.get(self.index(id)).copied().unwrap_or_default();
                 // A partition that is not known was deleted.
-                let Some(partition) = self.get(id) else { return Ok(()) };
+                let Some((partition, frames)) = self.get(id) else { return Ok(()) };
                 match reflected {
                     Reflected::Deleted => return Ok(()),
                     Reflected::Until(stamp) if lsn < stamp => {
-                        partition.push_index(FrameRef::new(header, lsn));
+                        partition.push_index(frames, FrameRef::new(header, lsn));
                         return Ok(());
                     }
                     Reflected::Until(_) | Reflected::Nothing => {}
@@ -188,7 +193,7 @@ impl Visitor for Replay<'_> {
                 if header.base_offset() != partition.next() {
                     return Err(contradiction("base_offset", partition.next(), header.base_offset()));
                 }
-                partition.push(header, lsn);
+                partition.push(frames, header, lsn);
                 let original = Original {
                     base_offset: header.base_offset(),
                     timestamp: header.timestamp.get(),

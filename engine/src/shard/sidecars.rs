@@ -95,22 +95,22 @@ impl Shard {
             return;
         }
         let facts = segment.facts;
-        let mut entries = segment.entries.clone();
-        entries.sort_unstable_by_key(IndexEntry::key);
-        let bytes = sidecar::encode(facts.seq, facts.incarnation, facts.base, segment.end, &entries);
+        let (end, file) = (segment.end, self.log.slots()[segment.slot].sidecar);
         let path = self.log.sidecar_path(facts.slot);
-        let file = self.log.slots()[segment.slot].sidecar;
+        // Sorted for good: a partition's entries are in the order of offsets either way.
+        let entries = match self.log.segment_mut(facts.seq) {
+            Some(segment) => {
+                segment.entries = sidecar::sort(std::mem::take(&mut segment.entries));
+                &segment.entries
+            }
+            None => return,
+        };
+        let bytes = sidecar::encode(facts.seq, facts.incarnation, facts.base, end, entries);
+        let (refs, entries) = (refs_of(facts.seq, entries), entries.len() as u32);
         let Some(mut publish) = Publish::new(ring, room::SIDECAR, path, file, bytes) else { return };
         let may_write = publish.wants_write() && self.log.take_background_write(ring);
         publish.step(ring, may_write);
-        let refs = refs_of(facts.seq, &entries);
-        self.sidecar = Some(SidecarJob {
-            segment: facts.seq,
-            publish,
-            refs,
-            entries: entries.len() as u32,
-            retry_at_us: None,
-        });
+        self.sidecar = Some(SidecarJob { segment: facts.seq, publish, refs, entries, retry_at_us: None });
     }
 
     pub(super) fn complete_sidecar(&mut self, ring: &mut Ring, result: Result<u32, Errno>) {
@@ -129,13 +129,13 @@ impl Shard {
                 let Some(segment) = self.log.segment_mut(job.segment) else { return };
                 segment.sidecar = Some((file, job.entries));
                 segment.entries = Vec::new();
-                let floor = self.index_floor();
+                self.frames.forget_before(self.index_floor());
                 for (id, reference) in job.refs {
                     let index = self.index(id);
                     if let Some(Some(partition)) = self.partitions.get_mut(index)
                         && partition.id() == id
                     {
-                        partition.enter_sidecar(reference, floor);
+                        partition.enter_sidecar(&self.frames, reference);
                     }
                 }
             }

@@ -6,9 +6,9 @@
 //!                 checksum.
 //! Ignorant of what requests mean.
 
+use super::handles::{Handle, Handles};
 use super::mail::ConnectionKey;
 use ringmq_engine::ring::{BufRange, BufferId, Op, Ring, SocketId, Token};
-use ringmq_format::PartitionId;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_protocol::HEADER_SIZE;
 use ringmq_protocol::ProduceOutcome;
@@ -28,12 +28,8 @@ const INPUT_MIN: usize = 8 << 10;
 /// Output above which readers pause and requests are not parsed.
 pub(super) const OUT_SOFT: usize = 512 << 10;
 
-/// A partition behind a handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Handle {
-    pub(super) partition: PartitionId,
-    pub(super) shard: u16,
-}
+/// Largest memory of an output that is kept for the next one, while the connection is in use.
+const SPARE_MAX: usize = 4 * OUT_SOFT;
 
 /// A subscription of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +90,7 @@ pub(super) struct Connection {
     pub(super) out: Vec<u8>,
     sending: Option<(BufferId, BufRange)>,
     spare: Vec<u8>,
-    pub(super) handles: HashMap<u32, Handle>,
+    pub(super) handles: Handles,
     pub(super) subscriptions: HashMap<u32, Subscription>,
     /// Other shards that know this connection.
     pub(super) known_to: BTreeSet<u16>,
@@ -127,7 +123,7 @@ impl Connection {
             out: Vec::new(),
             sending: None,
             spare: Vec::new(),
-            handles: HashMap::new(),
+            handles: Handles::default(),
             subscriptions: HashMap::new(),
             known_to: BTreeSet::new(),
             pending: Vec::new(),
@@ -221,8 +217,12 @@ impl Connection {
         }
     }
 
-    /// Gives the input's memory back while nothing is in it.
+    /// Gives memory back while nothing is in it.
     pub(super) fn shrink(&mut self) {
+        if self.backlog() == 0 {
+            self.spare = Vec::new();
+            self.out = Vec::new();
+        }
         if self.filled == 0 && self.receiving.is_none() && self.input.len() > INPUT_MIN {
             self.input = Vec::new();
         }
@@ -258,7 +258,8 @@ impl Connection {
             _ => {
                 let mut bytes = ring.memory.release(buffer);
                 bytes.clear();
-                if bytes.capacity() <= 2 * OUT_SOFT {
+                // With room for the largest frames of common size: memory like that comes page by page.
+                if bytes.capacity() <= SPARE_MAX {
                     self.spare = bytes;
                 }
             }

@@ -8,10 +8,11 @@
 //!             S2  A connection that meets a bound is not read; nothing that was admitted is dropped.
 //!             S3  Everything here is decided by completions, mail and the ring's clock: the simulator drives the
 //!                 same code.
-//! Rooms: `connection` bytes, `requests` what they mean, `readers` fetches and subscriptions, `topics` the
+//! Rooms: `connection` bytes, `handles` partitions by number, `requests` what they mean, `readers` fetches and subscriptions, `topics` the
 //! catalogue over all shards, `mail` the queues between shards.
 
 mod connection;
+mod handles;
 pub mod mail;
 mod readers;
 mod requests;

@@ -1,6 +1,7 @@
 //! What requests mean: from the bytes of a connection to work for a shard, and from its answers to bytes.
 
-use super::connection::{Connection, Current, Handle, Life, OUT_SOFT, Pending, Subscription};
+use super::connection::{Connection, Current, Life, OUT_SOFT, Pending, Subscription};
+use super::handles::Handle;
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
 use super::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::{AppendError, TimeLookup};
@@ -376,8 +377,8 @@ impl ShardServer {
         }
         let partition = PartitionId(topic.first_partition.0 + open.partition);
         let target = Handle { partition, shard: partition.shard(self.mail.shards()).0 };
-        match connection.handles.get(&open.handle) {
-            Some(known) if *known != target => {
+        match connection.handles.get(open.handle) {
+            Some(known) if known != target => {
                 return Err((ErrorCode::HandleInUse, ErrorCode::HandleInUse.text()));
             }
             None if connection.handles.len() >= HANDLES_MAX => {
@@ -488,7 +489,7 @@ impl ShardServer {
             let len = slot.len.get() as usize;
             let bytes = &frames[current.frame_at..current.frame_at + len];
             let origin_tag = (current.next as u64) << 32 | u64::from(current.pending);
-            let outcome = match connection.handles.get(&slot.handle.get()).copied() {
+            let outcome = match connection.handles.get(slot.handle.get()) {
                 None => Some(ProduceOutcome::failed(ErrorCode::UnknownHandle, 0)),
                 Some(target) if target.shard == self.own => {
                     match self.append_frame(target.partition, bytes) {
@@ -645,7 +646,7 @@ fn take_bounds(
             Response::Opened(opened).encode(correlation, handle, &mut connection.out);
         }
         (Some(Pending::Open { correlation, handle, .. }), Err(code)) => {
-            connection.handles.remove(&handle);
+            connection.handles.remove(handle);
             plain_error(connection, Op::Open, correlation, handle, code);
             return 1;
         }
@@ -738,11 +739,7 @@ fn take_topic(
 }
 
 fn find_handle(connection: &Connection, handle: u32) -> Result<Handle, (ErrorCode, &'static str)> {
-    connection
-        .handles
-        .get(&handle)
-        .copied()
-        .ok_or((ErrorCode::UnknownHandle, ErrorCode::UnknownHandle.text()))
+    connection.handles.get(handle).ok_or((ErrorCode::UnknownHandle, ErrorCode::UnknownHandle.text()))
 }
 
 fn wire_entry(entry: &TopicEntry) -> response::TopicEntry<'_> {

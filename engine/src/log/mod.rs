@@ -795,9 +795,10 @@ impl Log {
         flight.written += if short_is_whole { flight.range.len() } else { value / BLOCK_SIZE * BLOCK_SIZE };
         flight.written = flight.written.min(flight.range.len());
         if !flight.is_written() {
-            if value < BLOCK_SIZE {
+            if value == 0 {
                 return Err(Poison { during: "writing a group: no progress", error: Errno::IO });
             }
+            // Goes on from the last whole block: a block that was written in part gets the same bytes again.
             let flight = &self.flights[index];
             self.submit_write(ring, flight);
             return Ok(());
@@ -832,6 +833,9 @@ impl Log {
     fn complete_header(&mut self, ring: &mut Ring, result: Result<u32, Errno>) -> Result<(), Poison> {
         let value = result.map_err(|error| Poison { during: "writing a segment header", error })?;
         let Some(written) = self.activating else { return Ok(()) };
+        if value == 0 {
+            return Err(Poison { during: "writing a segment header: no progress", error: Errno::IO });
+        }
         let written = written + value as usize / BLOCK_SIZE * BLOCK_SIZE;
         if written < SEGMENT_HEADER_SIZE {
             self.activating = Some(written);

@@ -267,6 +267,10 @@ impl Prewriter {
     pub fn complete(&mut self, ring: &mut Ring, slots: &mut Vec<Slot>, result: Result<u32, Errno>) {
         assert!(self.in_flight, "a completion that the pre-writer did not wait for");
         self.in_flight = false;
+        let result = match (result, self.step) {
+            (Ok(0), Step::Writing(_) | Step::Marking) => Err(Errno::IO), // no progress
+            (result, _) => result,
+        };
         let value = match result {
             Ok(value) => value,
             Err(error) => {
@@ -305,7 +309,7 @@ impl Prewriter {
             Step::Allocating => Step::Writing(0),
             Step::Writing(position) => {
                 // A short write goes on from the last whole block.
-                let position = position + u64::from(value) / 4096 * 4096;
+                let position = position + u64::from(value) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
                 if position < slot.capacity { Step::Writing(position) } else { Step::Syncing }
             }
             Step::Syncing if self.skip_dir_sync => Step::Marking,

@@ -780,6 +780,10 @@ impl Harness {
             self.check_alive()?;
             if self.live.iter().any(|live| live.shard.poisoned().is_some()) {
                 self.counts.poisons += 1;
+                if !self.plan.errors {
+                    let poisons: Vec<_> = self.live.iter().filter_map(|live| live.shard.poisoned()).collect();
+                    return Err(wrong("without errors no log is poisoned", format!("{poisons:?}")).into());
+                }
                 // Reads go on, and nothing is acknowledged.
                 for shard in 0..self.live.len() {
                     self.act_fetch(shard)?;

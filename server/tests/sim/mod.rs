@@ -326,8 +326,7 @@ impl Harness {
                 self.poisoned_at = Some(self.world.now_us());
                 self.counts.poisons += 1;
                 self.world.note("a log is poisoned");
-                // A write cut short inside a block makes no progress, which the log takes for a failure.
-                if !self.plan.errors && self.plan.sim.disk.faults.write_short_ppm == 0 {
+                if !self.plan.errors {
                     let servers = self.threads.iter().filter_map(|thread| thread.server.as_ref());
                     let poisons: Vec<_> = servers.filter_map(|server| server.shard().poisoned()).collect();
                     return Err(wrong("without errors no log is poisoned", format!("{poisons:?}")).into());

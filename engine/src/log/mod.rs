@@ -206,6 +206,8 @@ pub struct LogStats {
     pub activations: u64,
     /// Segments retired.
     pub retired: u64,
+    /// Slots that could not be opened for want of a descriptor.
+    pub descriptor_failures: u64,
 }
 
 /// The log.
@@ -336,7 +338,7 @@ impl Log {
 
     /// Counts since the start.
     pub fn stats(&self) -> LogStats {
-        self.stats
+        LogStats { descriptor_failures: self.prewriter.descriptor_failures(), ..self.stats }
     }
 
     /// This life of the shard.

@@ -135,6 +135,8 @@ pub struct Prewriter {
     /// The disk, or the limit, has no room for another slot.
     exhausted: bool,
     last_error: Option<Errno>,
+    /// Slots that could not be opened for want of a descriptor.
+    descriptor_failures: u64,
     skip_dir_sync: bool,
 }
 
@@ -163,6 +165,7 @@ impl Prewriter {
             retry_at_us: None,
             exhausted: false,
             last_error: None,
+            descriptor_failures: 0,
             skip_dir_sync,
         })
     }
@@ -175,6 +178,11 @@ impl Prewriter {
     /// Why not, when the disk said so.
     pub fn last_error(&self) -> Option<Errno> {
         self.last_error
+    }
+
+    /// How often a slot could not be opened for want of a descriptor.
+    pub fn descriptor_failures(&self) -> u64 {
+        self.descriptor_failures
     }
 
     /// When to look again.
@@ -279,6 +287,7 @@ impl Prewriter {
                 self.making = None;
                 self.exhausted = true;
                 self.last_error = Some(error);
+                self.descriptor_failures += u64::from(error.is_no_descriptor());
                 self.retry_at_us = Some(ring.now().mono_us + NO_SPACE_RETRY_US);
                 return;
             }

@@ -17,8 +17,10 @@ pub enum CatalogueError {
     Unknown,
     /// Zero or more than [`TOPIC_PARTITIONS_MAX`].
     Partitions,
-    /// The directory has as many topics or partitions as it may ever have.
+    /// The directory has as many topics as it may ever have.
     Full,
+    /// The directory has as many partitions as it may ever have, or would have more with these.
+    PartitionsUsedUp,
 }
 
 /// All topics.
@@ -39,8 +41,11 @@ impl Catalogue {
             return Err(CatalogueError::Partitions);
         }
         let first = self.partitions_end.max(1);
-        if self.topics.len() >= TOPICS_MAX || first + partitions > PARTITIONS_MAX {
+        if self.topics.len() >= TOPICS_MAX {
             return Err(CatalogueError::Full);
+        }
+        if first + partitions > PARTITIONS_MAX {
+            return Err(CatalogueError::PartitionsUsedUp);
         }
         let topic = self.topics.last_key_value().map_or(1, |(last, _)| last.0 + 1);
         Ok(TopicEntry {
@@ -97,6 +102,18 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn partitions_are_used_up_before_topics_are() {
+        let mut catalogue = Catalogue::default();
+        for number in 0..PARTITIONS_MAX / TOPIC_PARTITIONS_MAX - 1 {
+            let topic = catalogue.plan(&format!("t{number}"), TOPIC_PARTITIONS_MAX, 0).unwrap();
+            catalogue.enter(topic);
+        }
+        let too_many = catalogue.plan("more", TOPIC_PARTITIONS_MAX, 0);
+        assert_eq!(too_many, Err(CatalogueError::PartitionsUsedUp));
+        assert!(catalogue.plan("fewer", TOPIC_PARTITIONS_MAX - 1, 0).is_ok());
+    }
 
     #[test]
     fn ids_are_never_given_twice() {

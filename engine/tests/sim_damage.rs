@@ -35,6 +35,7 @@ fn fill(harness: &mut Harness, frames: u32) {
     for frame in 0..frames {
         let bytes = harness.frame(ProducerStamp::default());
         while harness.append(0, 0, frame as usize % 2, &bytes).unwrap().is_none() {
+            assert_eq!(harness.live[0].shard.poisoned(), None);
             harness.pass(1_000).unwrap();
         }
         harness.pass(1_000).unwrap();
@@ -389,6 +390,60 @@ fn a_failed_write_or_flush_poisons_and_a_restart_has_all_that_was_acknowledged()
             harness.try_start().unwrap().unwrap();
             fill(&mut harness, 4);
         }
+    }
+}
+
+#[test]
+fn without_descriptors_the_input_stops_with_an_error_and_goes_on_when_they_return() {
+    let mut plan = Plan::calm();
+    plan.segment_size = 32 * 4096;
+    let mut harness = shard(plan);
+    let id = harness.known[0].topics[0].partitions[0].id;
+    for error in [Errno::MFILE, Errno::NFILE] {
+        harness.world.inject(NODE, Fault::new(OpKind::Open, Harm::Error(error)).sticky());
+        let mut refused = false;
+        for _ in 0..2_000 {
+            let bytes = harness.frame(ProducerStamp::default());
+            if harness.append(0, 0, 0, &bytes).unwrap().is_none() {
+                let live = &mut harness.live[0];
+                let frame = ringmq_engine::format::frame::Frame::parse(&bytes).unwrap();
+                refused |= live.shard.append(&mut live.ring, id, &frame) == Err(AppendError::DiskFull);
+            }
+            if refused {
+                break;
+            }
+            harness.pass(1_000).unwrap();
+        }
+        assert!(refused, "{error}: nobody was told");
+        assert_eq!(harness.live[0].shard.log().disk_error(), Some(error));
+        assert!(harness.live[0].shard.stats().descriptor_failures > 0);
+        harness.world.heal();
+        harness.pass(5_000_000).unwrap();
+        fill(&mut harness, 20);
+    }
+    harness.stop_cleanly().unwrap();
+    harness.try_start().unwrap().unwrap();
+}
+
+#[test]
+fn a_write_cut_short_at_any_byte_goes_on_and_a_restart_has_it() {
+    for seed in 0..16 {
+        let mut plan = Plan::calm();
+        plan.seed = seed;
+        let mut harness = shard(plan);
+        fill(&mut harness, 2);
+        harness.pass(100_000).unwrap();
+        // Groups of one block: a write that is cut short ends inside it.
+        let short = Fault { times: 3, ..Fault::new(OpKind::Write, Harm::Short) };
+        harness.world.inject(NODE, short.on(".seg"));
+        fill(&mut harness, 3);
+        harness.pass(100_000).unwrap();
+        assert_eq!(harness.live[0].shard.poisoned(), None, "seed {seed}");
+        assert!(
+            harness.known[0].topics[0].partitions.iter().flat_map(|own| &own.frames).all(|frame| frame.acked)
+        );
+        harness.crash();
+        harness.try_start().unwrap().unwrap();
     }
 }
 

@@ -84,7 +84,7 @@ impl Banner {
                 "filesystem": facts.filesystem,
                 "dio_align": facts.dio_align,
                 "kernel": facts.kernel,
-                "durability": facts.durability.map(durability_name),
+                "durability": durability_name(facts.durability),
                 "node_id": format!("{:032x}", facts.node_id),
                 "shards": shards,
                 "memory": memory,

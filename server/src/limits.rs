@@ -13,6 +13,12 @@ pub const DATA_DEV: &str = "./ringmq-data";
 pub const MEMORY_DEFAULT: u64 = 1 << 30;
 /// Memory with `--dev`.
 pub const MEMORY_DEV: u64 = 256 << 20;
+/// Part of the memory that is for connections: one in so many.
+pub const CONNECTION_MEMORY_SHARE: u64 = 4;
+/// A connection that holds so little may count on all of that,
+pub const CONNECTION_MEMORY_SMALL: usize = 64 << 10;
+/// one that holds so much on three quarters of it, and one that holds more on half.
+pub const CONNECTION_MEMORY_LARGE: usize = 1 << 20;
 /// Least memory of one shard: the open group, the groups in flight and a tail worth reading.
 pub const MEMORY_PER_SHARD_MIN: u64 = 32 << 20;
 /// Largest slot file by default; smaller ones come first.
@@ -26,6 +32,9 @@ pub const CONNECTIONS_DEFAULT: u32 = 1024;
 pub const CONNECTIONS_MAX: u32 = 65_536;
 /// Descriptors kept for everything that is not a client's connection: slot files, sidecars, rings, listeners.
 pub const DESCRIPTORS_RESERVED: u64 = 192;
+/// Of these, kept free of connections however many files the log has by then: for its next ones, listeners, rings and
+/// the admin address.
+pub const DESCRIPTORS_KEPT: usize = 128;
 /// Connections below which a server is not worth starting.
 pub const CONNECTIONS_MIN: u64 = 16;
 

@@ -34,7 +34,7 @@ const fn gauge(name: &'static str, help: &'static str, value: fn(&ShardCounters)
 }
 
 /// One family per counter of a shard. `_total` is added to the names of counters.
-const FAMILIES: [Family; 22] = [
+const FAMILIES: [Family; 26] = [
     counter("ringmq_records_appended", "Records appended to the log", |c| c.records_appended),
     counter("ringmq_bytes_appended", "Bytes of frames appended to the log", |c| c.bytes_appended),
     counter("ringmq_groups", "Groups written, heartbeats left out", |c| c.groups),
@@ -52,6 +52,18 @@ const FAMILIES: [Family; 22] = [
     counter("ringmq_retention_removed_segments", "Segments removed by retention", |c| {
         c.retention_removed_segments
     }),
+    counter("ringmq_connections_closed_slow", "Closed: a request did not become whole in time", |c| {
+        c.closed_slow
+    }),
+    counter("ringmq_connections_closed_idle", "Closed: nothing was heard, nothing was outstanding", |c| {
+        c.closed_idle
+    }),
+    counter(
+        "ringmq_descriptor_failures",
+        "Files not opened, connections not accepted: no descriptor left",
+        |c| c.descriptor_failures,
+    ),
+    gauge("ringmq_connection_bytes", "Bytes held for connections", |c| c.connection_bytes),
     gauge("ringmq_connections_open", "Connections open now", |c| c.connections_open),
     gauge("ringmq_segments_free", "Slots pre-written and free", |c| c.segments_free),
     gauge("ringmq_segments_used", "Slots that hold log", |c| c.segments_used),
@@ -83,7 +95,7 @@ impl Metrics {
                 ("node_id", format!("{:032x}", facts.node_id)),
                 ("filesystem", facts.filesystem.clone()),
                 ("kernel", facts.kernel.clone()),
-                ("durability", facts.durability.map_or("measuring", durability_name).to_owned()),
+                ("durability", durability_name(facts.durability).to_owned()),
             ],
             started,
         }));

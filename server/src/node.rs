@@ -8,10 +8,11 @@
 //!             X2  The identity is written once, before any shard exists.
 
 pub use crate::exit_code::{Fatal, FatalReason};
+use crate::limits::CONNECTION_MEMORY_SHARE;
 use crate::shard::mail::{Mailboxes, mesh};
 use crate::shard::{ServerOptions, ShardServer};
 use ringmq_engine::planted::Planted;
-use ringmq_engine::recovery::OpenError;
+use ringmq_engine::recovery::{OpenError, choose_durability};
 use ringmq_engine::ring::{BufRange, Doorbell, Errno, FileId, Op, Ring, RingConfig};
 use ringmq_engine::shard::{MEMORY_MIN, Shard, ShardOptions};
 use ringmq_format::ShardId;
@@ -122,6 +123,10 @@ pub struct ShardCounters {
     pub syncs: u64,
     pub retention_removed_segments: u64,
     pub memory_bytes: u64,
+    pub connection_bytes: u64,
+    pub closed_slow: u64,
+    pub closed_idle: u64,
+    pub descriptor_failures: u64,
 }
 
 /// Names of the counters, in the order of [`ShardStatus::counters`].
@@ -146,6 +151,7 @@ counters! {
     records_appended, bytes_appended, groups, heartbeats, acks, frames_served, bytes_served, cold_reads,
     connections_open, connections_total, requests, request_errors, segments_free, segments_used, disk_bytes,
     durable_lsn, poisoned, ring_enters, ring_submitted, syncs, retention_removed_segments, memory_bytes,
+    connection_bytes, closed_slow, closed_idle, descriptor_failures,
 }
 
 /// A shard's state, shared with the control thread.
@@ -216,8 +222,8 @@ pub struct NodeFacts {
     pub kernel: String,
     /// What the ring had to do without, one sentence each.
     pub fallbacks: Vec<String>,
-    /// How groups become durable; none while it is being measured.
-    pub durability: Option<Durability>,
+    /// How groups become durable.
+    pub durability: Durability,
     /// Identity of the data directory.
     pub node_id: u128,
     /// The directory was created by this start.
@@ -259,6 +265,8 @@ struct Go {
 struct Shared {
     options: NodeOptions,
     identity: Identity,
+    /// What new shards are made with: the same for all.
+    durability: Mode,
     drained: Arc<AtomicU16>,
     connections: Arc<AtomicUsize>,
     stop_now: AtomicBool,
@@ -294,9 +302,18 @@ impl Node {
                 ),
             ));
         }
+        let directories: Vec<PathBuf> =
+            (0..shards).map(|shard| shard_directory(&options.data, shard)).collect();
+        let asked = options.durability.map(mode);
+        let durability = choose_durability(&mut ring, &directories, directory.identity.node_id, asked)
+            .map_err(|error| match error {
+                OpenError::Io { during, path, error } => directory_error(during, &path, error),
+                error => Fatal::new(FatalReason::Other, error.to_string()),
+            })?;
         let shared = Arc::new(Shared {
             options: options.clone(),
             identity: directory.identity,
+            durability,
             drained: Arc::new(AtomicU16::new(0)),
             connections: Arc::new(AtomicUsize::new(0)),
             stop_now: AtomicBool::new(false),
@@ -333,7 +350,10 @@ impl Node {
             dio_align: directory.dio_align,
             kernel: ring.report().kernel,
             fallbacks: first.map(|first| first.fallbacks).unwrap_or_default(),
-            durability: None,
+            durability: match durability {
+                Mode::Dsync => Durability::Dsync,
+                Mode::Flush => Durability::Flush,
+            },
             node_id: directory.identity.node_id,
             new_directory: directory.is_new,
         };
@@ -658,6 +678,17 @@ fn cannot_listen(address: SocketAddr, error: Errno) -> Fatal {
     )
 }
 
+fn shard_directory(data: &Path, index: u16) -> PathBuf {
+    data.join(format!("shard-{index:02}"))
+}
+
+fn mode(durability: Durability) -> Mode {
+    match durability {
+        Durability::Dsync => Mode::Dsync,
+        Durability::Flush => Mode::Flush,
+    }
+}
+
 fn shard_options(index: u16, shared: &Shared) -> ShardOptions {
     let options = &shared.options;
     let shards = u64::from(shared.identity.shards);
@@ -665,7 +696,7 @@ fn shard_options(index: u16, shared: &Shared) -> ShardOptions {
     // A quarter is left for connections.
     let memory = (options.memory / shards / 4 * 3) as usize;
     ShardOptions {
-        directory: options.data.join(format!("shard-{index:02}")),
+        directory: shard_directory(&options.data, index),
         shard: ShardId(index),
         shards: shared.identity.shards,
         node_id: shared.identity.node_id,
@@ -675,10 +706,7 @@ fn shard_options(index: u16, shared: &Shared) -> ShardOptions {
         retain_time_ms: options.retain_time_ms,
         retain_size: share(options.retain_size),
         checkpoint_interval: CHECKPOINT_INTERVAL,
-        durability: options.durability.map(|durability| match durability {
-            Durability::Dsync => Mode::Dsync,
-            Durability::Flush => Mode::Flush,
-        }),
+        durability: Some(shared.durability),
         planted: Planted::default(),
     }
 }
@@ -726,7 +754,7 @@ fn serve(
     for (path, position) in &report.damaged_frames {
         tracing::error!(file = %path.display(), position, "a frame is damaged; its offsets answer Damaged");
     }
-    if let Some(asked) = shard.options().durability
+    if let Some(asked) = shared.options.durability.map(mode)
         && asked != shard.log().durability()
     {
         let kept = shard.log().durability().name();
@@ -742,6 +770,11 @@ fn serve(
         auto_create_topics: shared.options.auto_create_topics,
         connections_max: shared.options.connections_max as usize,
         connections: Arc::clone(&shared.connections),
+        descriptors_max: crate::process::descriptors_max()
+            .map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX)),
+        connection_memory: (shared.options.memory
+            / u64::from(shared.identity.shards)
+            / CONNECTION_MEMORY_SHARE) as usize,
         shard_ports: go.ports,
         frame_size_max: frame_size_max(shared.options.segment_size) as u32,
         node_id: shared.identity.node_id,
@@ -749,6 +782,7 @@ fn serve(
     let drained = Arc::clone(&shared.drained);
     let mut server = ShardServer::new(ring, shard, server_options, listeners, mailboxes, drained);
     let mut poison_told = false;
+    let mut shortage = Shortage::default();
     let mut turns = 0u64;
     while !server.is_stopped() && !shared.stop_now.load(Ordering::Acquire) {
         while let Ok(command) = commands.pop() {
@@ -765,6 +799,7 @@ fn serve(
         if turns.is_multiple_of(FALLBACKS_EVERY) {
             tell_fallbacks(index, server.ring(), &mut fallbacks_told);
         }
+        shortage.tell(index, &server);
         turns += 1;
         if status.state() == ShardState::Recovering && server.is_ready() {
             status.set_state(ShardState::Ready);
@@ -785,6 +820,40 @@ fn serve(
     tell_fallbacks(index, server.ring(), &mut fallbacks_told);
     if !poison_told {
         status.set_state(ShardState::Stopped);
+    }
+}
+
+/// Least time between two lines about the same shortage.
+const SHORTAGE_LINE_EVERY_US: u64 = 10_000_000;
+
+/// Says that slots cannot be made or descriptors are used up, not too often.
+#[derive(Default)]
+struct Shortage {
+    next_at_us: u64,
+    failures_told: u64,
+}
+
+impl Shortage {
+    fn tell(&mut self, index: u16, server: &ShardServer) {
+        let failures = server.shard().stats().descriptor_failures + server.stats().accept_failures;
+        let disk_error = server.shard().log().disk_error();
+        let now = server.ring().now().mono_us;
+        if (failures == self.failures_told && disk_error.is_none()) || now < self.next_at_us {
+            return;
+        }
+        self.next_at_us = now + SHORTAGE_LINE_EVERY_US;
+        if failures > self.failures_told {
+            self.failures_told = failures;
+            tracing::error!(
+                shard = index,
+                failures,
+                "no descriptor is left for a file or a connection; raise RLIMIT_NOFILE or lower --connections-max"
+            );
+        }
+        if let Some(error) = disk_error {
+            let refuses = server.shard().log().is_disk_full();
+            tracing::error!(shard = index, %error, refuses, "no further slot can be made; it is tried again");
+        }
     }
 }
 
@@ -826,5 +895,9 @@ fn publish(status: &ShardStatus, server: &ShardServer) {
         syncs: ring.syncs,
         retention_removed_segments: shard.log.retired,
         memory_bytes: server.ring().memory.mapped() as u64,
+        connection_bytes: counts.connection_bytes,
+        closed_slow: counts.closed_slow,
+        closed_idle: counts.closed_idle,
+        descriptor_failures: shard.descriptor_failures + counts.accept_failures,
     });
 }

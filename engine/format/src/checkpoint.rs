@@ -397,6 +397,8 @@ impl<'a> Chunk<'a> {
         let found = u64::from(header.header_crc.get());
         demand(WHAT, "chunk header_crc", Damage::HeaderCrc, u64::from(crc), found)?;
         demand(WHAT, "chunk index", Damage::Misplaced, u64::from(index), u64::from(header.index.get()))?;
+        demand_zero(WHAT, "chunk reserved", &header.reserved)?;
+        demand(WHAT, "chunk reserved_high", Damage::Padding, 0, header.reserved_high.get())?;
         let len = header.len.get() as usize;
         let payload = rest.get(..len).ok_or_else(|| {
             Corruption::new(WHAT, "chunk len", Damage::Truncated, len as u64, rest.len() as u64)
@@ -450,6 +452,15 @@ mod tests {
             payload: &payload,
         };
         let bytes = chunk.encode(7, 0);
+        // Reserved bytes are demanded to be zero even under a checksum that holds.
+        for at in (std::mem::offset_of!(ChunkHeader, reserved)..).take(7).chain(56..64) {
+            let mut sealed = bytes.clone();
+            sealed[at] = 1;
+            let crc = crc32c_seeded(7, &sealed[8..CHUNK_HEADER_SIZE]);
+            sealed[4..8].copy_from_slice(&crc.to_le_bytes());
+            let found = Chunk::take(&mut &sealed[..], 7, 0).unwrap_err();
+            assert_eq!(found.damage, Damage::Padding, "byte {at}");
+        }
         let mut rest = &bytes[..];
         assert_eq!(Chunk::take(&mut rest, 7, 0), Ok(chunk));
         assert!(rest.is_empty());

@@ -214,6 +214,7 @@ pub fn parse_header(
     }
     demand(WHAT, "segment_seq", Damage::Stale, segment_seq.0, header.segment_seq.get())?;
     demand(WHAT, "incarnation", Damage::Stale, incarnation, header.incarnation.get())?;
+    demand_zero(WHAT, "reserved", &header.reserved_low)?;
     demand_zero(WHAT, "reserved", &header.reserved)?;
     Ok(SidecarFacts {
         segment_seq,
@@ -249,9 +250,13 @@ pub fn parse_block(
     demand(WHAT, "block crc", Damage::BodyCrc, u64::from(crc), u64::from(header.crc.get()))?;
     demand(WHAT, "block segment_seq", Damage::Stale, segment_seq.0, header.segment_seq.get())?;
     demand(WHAT, "block index", Damage::Misplaced, u64::from(index), u64::from(header.index.get()))?;
+    demand(WHAT, "block reserved", Damage::Padding, 0, header.reserved.get())?;
     let count = header.count.get() as usize;
     match <[IndexEntry]>::ref_from_prefix_with_elems(rest, count) {
-        Ok((entries, _)) if count <= BLOCK_ENTRIES => Ok(entries),
+        Ok((entries, behind)) if count <= BLOCK_ENTRIES => {
+            demand_zero(WHAT, "block padding", behind)?;
+            Ok(entries)
+        }
         _ => Err(Corruption::new(WHAT, "block count", Damage::Field, BLOCK_ENTRIES as u64, count as u64)),
     }
 }
@@ -307,6 +312,17 @@ mod tests {
             Ok(all)
         };
         assert_eq!(read(&bytes).unwrap(), entries);
+        // Reserved bytes and padding are demanded to be zero even under a checksum that holds.
+        for (block, at) in [(0, 10), (0, 64), (1, 24), (1, 31), (2, BLOCK_SIZE - 1)] {
+            let mut sealed = bytes.clone();
+            let bytes = &mut sealed[block * BLOCK_SIZE..][..BLOCK_SIZE];
+            bytes[at] = 1;
+            let (covered, place) =
+                if block == 0 { (0..BLOCK_SIZE - 4, BLOCK_SIZE - 4) } else { (8..BLOCK_SIZE, 4) };
+            let crc = crc32c_seeded(99, &bytes[covered]);
+            bytes[place..place + 4].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(read(&sealed).unwrap_err().damage, Damage::Padding, "block {block}, byte {at}");
+        }
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -206,6 +206,8 @@ pub struct LogStats {
     pub activations: u64,
     /// Segments retired.
     pub retired: u64,
+    /// Slots that could not be opened for want of a descriptor.
+    pub descriptor_failures: u64,
 }
 
 /// The log.
@@ -336,7 +338,7 @@ impl Log {
 
     /// Counts since the start.
     pub fn stats(&self) -> LogStats {
-        self.stats
+        LogStats { descriptor_failures: self.prewriter.descriptor_failures(), ..self.stats }
     }
 
     /// This life of the shard.
@@ -795,9 +797,10 @@ impl Log {
         flight.written += if short_is_whole { flight.range.len() } else { value / BLOCK_SIZE * BLOCK_SIZE };
         flight.written = flight.written.min(flight.range.len());
         if !flight.is_written() {
-            if value < BLOCK_SIZE {
+            if value == 0 {
                 return Err(Poison { during: "writing a group: no progress", error: Errno::IO });
             }
+            // Goes on from the last whole block: a block that was written in part gets the same bytes again.
             let flight = &self.flights[index];
             self.submit_write(ring, flight);
             return Ok(());
@@ -832,6 +835,9 @@ impl Log {
     fn complete_header(&mut self, ring: &mut Ring, result: Result<u32, Errno>) -> Result<(), Poison> {
         let value = result.map_err(|error| Poison { during: "writing a segment header", error })?;
         let Some(written) = self.activating else { return Ok(()) };
+        if value == 0 {
+            return Err(Poison { during: "writing a segment header: no progress", error: Errno::IO });
+        }
         let written = written + value as usize / BLOCK_SIZE * BLOCK_SIZE;
         if written < SEGMENT_HEADER_SIZE {
             self.activating = Some(written);

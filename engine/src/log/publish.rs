@@ -91,6 +91,10 @@ impl Publish {
     pub fn complete(&mut self, ring: &mut Ring, result: Result<u32, Errno>) -> Progress {
         assert!(self.in_flight, "a completion that nobody waited for");
         self.in_flight = false;
+        let result = match (result, self.step) {
+            (Ok(0), Step::Write(_)) => Err(Errno::IO), // no progress
+            (result, _) => result,
+        };
         let value = match result {
             Ok(value) => value,
             Err(error) => {

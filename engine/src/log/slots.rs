@@ -135,6 +135,8 @@ pub struct Prewriter {
     /// The disk, or the limit, has no room for another slot.
     exhausted: bool,
     last_error: Option<Errno>,
+    /// Slots that could not be opened for want of a descriptor.
+    descriptor_failures: u64,
     skip_dir_sync: bool,
 }
 
@@ -163,6 +165,7 @@ impl Prewriter {
             retry_at_us: None,
             exhausted: false,
             last_error: None,
+            descriptor_failures: 0,
             skip_dir_sync,
         })
     }
@@ -175,6 +178,11 @@ impl Prewriter {
     /// Why not, when the disk said so.
     pub fn last_error(&self) -> Option<Errno> {
         self.last_error
+    }
+
+    /// How often a slot could not be opened for want of a descriptor.
+    pub fn descriptor_failures(&self) -> u64 {
+        self.descriptor_failures
     }
 
     /// When to look again.
@@ -267,6 +275,10 @@ impl Prewriter {
     pub fn complete(&mut self, ring: &mut Ring, slots: &mut Vec<Slot>, result: Result<u32, Errno>) {
         assert!(self.in_flight, "a completion that the pre-writer did not wait for");
         self.in_flight = false;
+        let result = match (result, self.step) {
+            (Ok(0), Step::Writing(_) | Step::Marking) => Err(Errno::IO), // no progress
+            (result, _) => result,
+        };
         let value = match result {
             Ok(value) => value,
             Err(error) => {
@@ -275,6 +287,7 @@ impl Prewriter {
                 self.making = None;
                 self.exhausted = true;
                 self.last_error = Some(error);
+                self.descriptor_failures += u64::from(error.is_no_descriptor());
                 self.retry_at_us = Some(ring.now().mono_us + NO_SPACE_RETRY_US);
                 return;
             }
@@ -305,7 +318,7 @@ impl Prewriter {
             Step::Allocating => Step::Writing(0),
             Step::Writing(position) => {
                 // A short write goes on from the last whole block.
-                let position = position + u64::from(value) / 4096 * 4096;
+                let position = position + u64::from(value) / BLOCK_SIZE as u64 * BLOCK_SIZE as u64;
                 if position < slot.capacity { Step::Writing(position) } else { Step::Syncing }
             }
             Step::Syncing if self.skip_dir_sync => Step::Marking,

@@ -3,6 +3,7 @@
 
 use super::room;
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring, Token};
+use ringmq_format::limits::BLOCK_SIZE;
 use ringmq_format::superblock::{SUPERBLOCK_FILE_SIZE, Superblock};
 
 const HALF: usize = SUPERBLOCK_FILE_SIZE / 2;
@@ -71,7 +72,11 @@ impl SuperblockWriter {
         token: Token,
         result: Result<u32, Errno>,
     ) -> Result<(), Errno> {
-        let written = result? as usize / 4096 * 4096;
+        let value = result?;
+        if value == 0 {
+            return Err(Errno::IO);
+        }
+        let written = value as usize / BLOCK_SIZE * BLOCK_SIZE;
         let Some((state, half)) = self.writing.take() else {
             panic!("a completion that the superblock did not wait for");
         };

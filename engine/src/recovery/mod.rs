@@ -174,6 +174,99 @@ pub fn open(
     Ok((start?, report))
 }
 
+/// The durability call of a node with its shards in `directories`: the one that a shard was made with already, or
+/// `asked`, or the one that is measured, on the first shard's superblock before anything is in it. Blocks.
+pub fn choose_durability(
+    ring: &mut Ring,
+    directories: &[PathBuf],
+    node_id: u128,
+    asked: Option<Durability>,
+) -> Result<Durability, OpenError> {
+    let buffer = ring.memory.alloc(SUPERBLOCK_FILE_SIZE, false).ok_or(OpenError::NoMemory)?;
+    let chosen = choose(ring, buffer, directories, node_id, asked);
+    ring.memory.free(buffer);
+    chosen
+}
+
+fn choose(
+    ring: &mut Ring,
+    buffer: BufferId,
+    directories: &[PathBuf],
+    node_id: u128,
+    asked: Option<Durability>,
+) -> Result<Durability, OpenError> {
+    let range = BufRange::new(buffer, 0, SUPERBLOCK_FILE_SIZE);
+    for (shard, directory) in directories.iter().enumerate() {
+        let path = directory.join("superblock");
+        let file = match ring.run(Op::Open { path: path.clone(), create: false }) {
+            Ok(file) => FileId(file),
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(io("opening", &path, error)),
+        };
+        let read = ring.run(Op::Read { file, into: range, position: 0 });
+        ring.run(Op::Close { file }).map_err(|error| io("closing", &path, error))?;
+        // What cannot be read is for the shard's recovery to judge.
+        let len = read.map_or(0, |len| (len as usize).min(SUPERBLOCK_FILE_SIZE));
+        let bytes = &ring.memory.bytes(range)[..len];
+        if let Ok(superblock) = Superblock::parse(bytes, node_id, ShardId(shard as u16)) {
+            return Ok(superblock.durability);
+        }
+    }
+    let (Some(first), None) = (directories.first(), asked) else {
+        return Ok(asked.unwrap_or(Durability::Flush));
+    };
+    let log_dir = first.join("log");
+    ring.make_dirs(&log_dir).map_err(|error| io("making", &log_dir, error))?;
+    if !ring.list_dir(&log_dir).map_err(|error| io("listing", &log_dir, error))?.is_empty() {
+        return Ok(Durability::Flush); // there is a log, so its superblock is damaged: nothing is written there
+    }
+    let path = first.join("superblock");
+    let open = Op::Open { path: path.clone(), create: true };
+    let file = FileId(ring.run(open).map_err(|error| io("opening", &path, error))?);
+    let measured = measure(ring, buffer, file, &path);
+    ring.run(Op::Close { file }).map_err(|error| io("closing", &path, error))?;
+    measured
+}
+
+/// Measures on a file that nothing is in, and that is left with zeros.
+fn measure(ring: &mut Ring, buffer: BufferId, file: FileId, path: &Path) -> Result<Durability, OpenError> {
+    let allocate = Op::Allocate { file, len: SUPERBLOCK_FILE_SIZE as u64 };
+    ring.run(allocate).map_err(|error| io("allocating", path, error))?;
+    let zeros = BufRange::new(buffer, 0, SUPERBLOCK_FILE_SIZE);
+    ring.memory.bytes_mut(zeros).fill(0);
+    let write = Op::Write { file, from: zeros, position: 0, durable: false };
+    ring.run(write).map_err(|error| io("writing", path, error))?;
+    ring.run(Op::SyncAll { file }).map_err(|error| io("syncing", path, error))?;
+    calibrate(ring, buffer, file, path)
+}
+
+/// Which call makes a small write durable sooner on this device; `flush` unless `dsync` clearly wins, because flushes
+/// of several groups can be one.
+fn calibrate(ring: &mut Ring, buffer: BufferId, file: FileId, path: &Path) -> Result<Durability, OpenError> {
+    let mut medians = [0u64; 2];
+    for (median, durable) in medians.iter_mut().zip([false, true]) {
+        let begun = ring.read_clock().mono_us;
+        let mut times = Vec::with_capacity(CALIBRATION_WRITES);
+        while times.len() < CALIBRATION_WRITES {
+            let before = ring.read_clock().mono_us;
+            if times.len() > 2 && before - begun > CALIBRATION_TIME_US {
+                break;
+            }
+            let from = BufRange::new(buffer, 0, BLOCK_SIZE);
+            let op = Op::Write { file, from, position: 0, durable };
+            ring.run(op).map_err(|error| io("writing", path, error))?;
+            if !durable {
+                ring.run(Op::SyncData { file }).map_err(|error| io("syncing", path, error))?;
+            }
+            times.push(ring.read_clock().mono_us - before);
+        }
+        times.sort_unstable();
+        *median = times[times.len() / 2];
+    }
+    let [flush, dsync] = medians;
+    Ok(if dsync * 10 < flush * 7 { Durability::Dsync } else { Durability::Flush })
+}
+
 impl Recovery<'_> {
     fn run(&mut self) -> Result<LogStart, OpenError> {
         let log_dir = self.options.directory.join("log");
@@ -350,7 +443,7 @@ impl Recovery<'_> {
         self.ring.run(Op::SyncAll { file }).map_err(|error| io("syncing", path, error))?;
         let durability = match self.options.durability {
             Some(durability) => durability,
-            None => self.calibrate(file, path)?,
+            None => calibrate(self.ring, self.buffer, file, path)?,
         };
         let superblock = Superblock {
             shard: self.options.shard,
@@ -378,33 +471,6 @@ impl Recovery<'_> {
             superblock_file: file,
             fresh: true,
         })
-    }
-
-    /// Which call makes a small write durable sooner on this device; `flush` unless `dsync` clearly wins, because
-    /// flushes of several groups can be one.
-    fn calibrate(&mut self, file: FileId, path: &Path) -> Result<Durability, OpenError> {
-        let mut medians = [0u64; 2];
-        for (median, durable) in medians.iter_mut().zip([false, true]) {
-            let begun = self.ring.read_clock().mono_us;
-            let mut times = Vec::with_capacity(CALIBRATION_WRITES);
-            while times.len() < CALIBRATION_WRITES {
-                let before = self.ring.read_clock().mono_us;
-                if times.len() > 2 && before - begun > CALIBRATION_TIME_US {
-                    break;
-                }
-                let from = BufRange::new(self.buffer, 0, BLOCK_SIZE);
-                let op = Op::Write { file, from, position: 0, durable };
-                self.ring.run(op).map_err(|error| io("writing", path, error))?;
-                if !durable {
-                    self.ring.run(Op::SyncData { file }).map_err(|error| io("syncing", path, error))?;
-                }
-                times.push(self.ring.read_clock().mono_us - before);
-            }
-            times.sort_unstable();
-            *median = times[times.len() / 2];
-        }
-        let [flush, dsync] = medians;
-        Ok(if dsync * 10 < flush * 7 { Durability::Dsync } else { Durability::Flush })
     }
 
     fn write(&mut self, file: FileId, path: &Path, position: u64, len: usize) -> Result<(), OpenError> {

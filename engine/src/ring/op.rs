@@ -127,6 +127,12 @@ pub enum Op {
         /// What.
         from: BufRange,
     },
+    /// Finishes sending on a connection with no send in flight: the peer reads to the end of what was sent, and what
+    /// the peer sends can still be received. Result 0.
+    Shutdown {
+        /// Which connection.
+        socket: SocketId,
+    },
     /// Closes a socket. Whatever is in flight on it completes first (as cancelled or as it may), then this.
     CloseSocket {
         /// Which socket, listener or connection.
@@ -178,6 +184,8 @@ impl Errno {
     pub const ADDRINUSE: Self = Self(libc::EADDRINUSE);
     /// Too many open files in this process.
     pub const MFILE: Self = Self(libc::EMFILE);
+    /// Too many open files in the whole system.
+    pub const NFILE: Self = Self(libc::ENFILE);
     /// Not supported.
     pub const OPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
     /// Resource held by another process (the lock of a data directory).
@@ -188,6 +196,11 @@ impl Errno {
     /// No room on the disk, whatever the reason: quota and size limits are space too.
     pub fn is_no_space(self) -> bool {
         [Self::NOSPC, Self::DQUOT, Self::FBIG].contains(&self)
+    }
+
+    /// No descriptor left, in this process or in the system.
+    pub fn is_no_descriptor(self) -> bool {
+        [Self::MFILE, Self::NFILE].contains(&self)
     }
 }
 

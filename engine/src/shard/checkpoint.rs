@@ -273,7 +273,8 @@ impl Shard {
         match progress {
             Progress::Going => self.checkpointing.step = Step::Publishing(facts, publish),
             // The one before stays named; this one is tried again with the next turn that wants one.
-            Progress::Failed(_) => {
+            Progress::Failed(error) => {
+                self.stats.descriptor_failures += u64::from(error.is_no_descriptor());
                 self.wants_checkpoint = true;
                 self.checkpointing.retry_at_us = ring.now().mono_us + RETRY_US;
             }

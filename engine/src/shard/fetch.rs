@@ -53,10 +53,14 @@ pub enum Fetched {
     UnknownPartition,
 }
 
+/// The time of no record.
+pub const NO_TIME: i64 = -1;
+
 /// Answer to a look-up by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeLookup {
-    /// First offset that was appended at or after the time, and its append time; the end if there is none.
+    /// First offset that was appended at or after the time, and its append time; the end and
+    /// [`NO_TIME`] if there is none.
     At(Offset, i64),
     /// An index is being read from the disk; again after `take_cold_progress`.
     Cold,
@@ -395,13 +399,13 @@ impl Shard {
                 Index::Damaged => return TimeLookup::Damaged,
                 // No entry is older: the first one is it.
                 Index::Nothing => {
-                    return TimeLookup::At(Offset(reference.first_offset.get()), time_ms);
+                    return self.at_offset(ring, seq, first, id, reference.first_offset.get());
                 }
                 Index::Found((older, _)) => {
                     let next = older.end_offset();
                     // The frame behind it may already be in the next segment or in RAM, which is as good.
                     if next < self.end_of_segment(id, seq) {
-                        return TimeLookup::At(next, time_ms);
+                        return self.at_offset(ring, seq, first, id, next.0);
                     }
                 }
             }
@@ -411,7 +415,23 @@ impl Shard {
             Some(frame) if frame.first_offset < visible => {
                 TimeLookup::At(frame.first_offset, frame.timestamp)
             }
-            _ => TimeLookup::At(visible, time_ms),
+            _ => TimeLookup::At(visible, NO_TIME),
+        }
+    }
+
+    /// The frame that begins at `offset`, found in the index of its segment, with its own time.
+    fn at_offset(
+        &mut self,
+        ring: &Ring,
+        seq: SegmentSeq,
+        first: u32,
+        id: PartitionId,
+        offset: u64,
+    ) -> TimeLookup {
+        match self.find_entry(ring, seq, first, id, |entry| entry.first_offset.get() <= offset) {
+            Index::Coming => TimeLookup::Cold,
+            Index::Found((entry, _)) => TimeLookup::At(Offset(offset), entry.timestamp.get()),
+            Index::Damaged | Index::Nothing => TimeLookup::Damaged,
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::reader::{COLD_SIZE_MIN, ColdCache};
 use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
-pub use fetch::{Delivered, Fetched, TimeLookup};
+pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::{Frame, FrameKind, encode};
@@ -158,6 +158,8 @@ pub struct ShardStats {
     pub checkpoints: u64,
     /// Frames that could not be served because they are damaged.
     pub damaged: u64,
+    /// Files that could not be opened for want of a descriptor.
+    pub descriptor_failures: u64,
 }
 
 /// One core's storage.
@@ -279,7 +281,9 @@ impl Shard {
 
     /// Counts since the start.
     pub fn stats(&self) -> ShardStats {
-        ShardStats { log: self.log.stats(), cold_reads: self.cold.reads(), ..self.stats }
+        let log = self.log.stats();
+        let descriptor_failures = self.stats.descriptor_failures + log.descriptor_failures;
+        ShardStats { log, cold_reads: self.cold.reads(), descriptor_failures, ..self.stats }
     }
 
     /// The options it was opened with.

@@ -123,7 +123,10 @@ impl Shard {
         match progress {
             Progress::Going => {}
             // A sidecar is derived: the frames stay in the RAM index, and it is tried again.
-            Progress::Failed(_) => job.retry_at_us = Some(ring.now().mono_us + RETRY_US),
+            Progress::Failed(error) => {
+                self.stats.descriptor_failures += u64::from(error.is_no_descriptor());
+                job.retry_at_us = Some(ring.now().mono_us + RETRY_US);
+            }
             Progress::Done(file) => {
                 let Some(job) = self.sidecar.take() else { return };
                 let Some(segment) = self.log.segment_mut(job.segment) else { return };

@@ -18,7 +18,7 @@ use ringmq_engine::recovery::{OpenError, RecoveryReport};
 use ringmq_engine::ring::sim::{DiskImage, NodeId, World};
 use ringmq_engine::ring::{Completion, Errno, Ring};
 use ringmq_engine::shard::{
-    AppendError, Appended, Extent, Fetched, MEMORY_MIN, Shard, ShardOptions, TimeLookup,
+    AppendError, Appended, Extent, Fetched, MEMORY_MIN, NO_TIME, Shard, ShardOptions, TimeLookup,
 };
 use std::path::PathBuf;
 
@@ -608,12 +608,16 @@ impl Harness {
         let time = some.timestamp - 1 + self.draw.below(3) as i64;
         let Live { ring, shard: live, .. } = &mut self.live[shard];
         let Some(Extent { start, visible }) = live.extent(model.id) else { return Ok(()) };
-        let TimeLookup::At(found, _) = live.offset_at_time(ring, model.id, time) else { return Ok(()) };
+        let TimeLookup::At(found, timestamp) = live.offset_at_time(ring, model.id, time) else {
+            return Ok(());
+        };
         let kept = model.frames.iter().filter(|frame| frame.offset >= start.0 && frame.end() <= visible.0);
-        let expected =
-            kept.clone().find(|frame| frame.timestamp >= time).map_or(visible.0, |frame| frame.offset);
-        if found.0 != expected {
-            let details = format!("{}: time {time}: {found} instead of {expected}", model.id);
+        let expected = kept
+            .clone()
+            .find(|frame| frame.timestamp >= time)
+            .map_or((visible.0, NO_TIME), |frame| (frame.offset, frame.timestamp));
+        if (found.0, timestamp) != expected {
+            let details = format!("{}: time {time}: {found}, {timestamp} instead of {expected:?}", model.id);
             return Err(wrong("look-up by time", details).into());
         }
         Ok(())
@@ -780,6 +784,10 @@ impl Harness {
             self.check_alive()?;
             if self.live.iter().any(|live| live.shard.poisoned().is_some()) {
                 self.counts.poisons += 1;
+                if !self.plan.errors {
+                    let poisons: Vec<_> = self.live.iter().filter_map(|live| live.shard.poisoned()).collect();
+                    return Err(wrong("without errors no log is poisoned", format!("{poisons:?}")).into());
+                }
                 // Reads go on, and nothing is acknowledged.
                 for shard in 0..self.live.len() {
                     self.act_fetch(shard)?;

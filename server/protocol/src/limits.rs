@@ -7,6 +7,10 @@ use ringmq_format::limits::{FRAME_ALIGN, FRAME_SIZE_MAX, SHARDS_MAX, TOPIC_NAME_
 pub const PRE_HELLO_SIZE_MAX: usize = 8 << 10;
 /// Time a fresh connection has to say HELLO.
 pub const PRE_HELLO_TIME_MS: u64 = 5_000;
+/// Time from the first byte of a request to its last, while the server receives.
+pub const MESSAGE_TIME_MS: u64 = 30_000;
+/// Silence after which the server closes a connection on which nothing is outstanding: no request, no subscription.
+pub const IDLE_TIME_MS: u64 = 300_000;
 
 /// Bytes after the header of a request.
 pub const REQUEST_SIZE_MAX: usize = 16 << 20;

@@ -21,10 +21,13 @@ pub(super) mod room {
     pub(in crate::shard) const SEND: u8 = 18;
     pub(in crate::shard) const CLOSE: u8 = 19;
     pub(in crate::shard) const CLOSE_LISTENER: u8 = 20;
+    pub(in crate::shard) const SHUTDOWN: u8 = 21;
 }
 
 /// First size of a connection's input.
-const INPUT_MIN: usize = 8 << 10;
+pub(super) const INPUT_MIN: usize = 8 << 10;
+/// A larger input is given back when nothing is in it: a receive would hold it for as long as the peer is silent.
+const INPUT_KEPT: usize = 2 << 20;
 /// Output above which readers pause and requests are not parsed.
 pub(super) const OUT_SOFT: usize = 512 << 10;
 
@@ -70,8 +73,11 @@ pub(super) enum Life {
     Fresh,
     /// Serving.
     Open,
-    /// No more input; closed when the output has gone.
+    /// No more input; when the output has gone the sending side is shut down.
     Finishing,
+    /// Nothing more is sent. What still comes is thrown away, for a bounded time and amount: a socket that is closed
+    /// with input unread resets the connection, and takes the last answers away from the peer.
+    Lingering,
     /// CloseSocket is in flight.
     Closing,
 }
@@ -106,8 +112,20 @@ pub(super) struct Connection {
     pub(super) peer_finished: bool,
     /// What is in the input is not a whole message, and no bound is met: only then more is received (K1).
     pub(super) wants_input: bool,
-    /// A sweep has found it finishing.
-    pub(super) seen_finishing: bool,
+    /// When the peer was last heard of.
+    pub(super) heard_us: u64,
+    /// Since when the rest of a message is waited for.
+    pub(super) message_since_us: Option<u64>,
+    /// When the output last moved, or since when the connection finishes or lingers.
+    pub(super) moved_us: u64,
+    /// Bytes that were thrown away.
+    pub(super) lingered: usize,
+    /// Waits for memory: its input is full and may not grow.
+    pub(super) starved: bool,
+    /// Bytes of buffers that are with the kernel: input, output.
+    lent: [usize; 2],
+    /// Bytes that the budget counts for it.
+    charged: usize,
 }
 
 impl Connection {
@@ -135,7 +153,13 @@ impl Connection {
             stalled: false,
             peer_finished: false,
             wants_input: true,
-            seen_finishing: false,
+            heard_us: now_us,
+            message_since_us: None,
+            moved_us: now_us,
+            lingered: 0,
+            starved: false,
+            lent: [0; 2],
+            charged: 0,
         }
     }
 
@@ -174,15 +198,26 @@ impl Connection {
     /// Receives, unless something says that nothing more is to be taken in.
     pub(super) fn receive(&mut self, ring: &mut Ring) {
         let closed = matches!(self.life, Life::Finishing | Life::Closing);
-        let busy = self.stalled || self.current.is_some() || !self.wants_input;
-        if self.receiving.is_some() || closed || busy || self.peer_finished {
+        let lingers = self.life == Life::Lingering;
+        let busy = self.stalled || self.starved || self.current.is_some() || !self.wants_input;
+        if self.receiving.is_some() || closed || (busy && !lingers) || self.peer_finished {
             return;
         }
+        if self.filled == 0 && self.input.len() > INPUT_KEPT {
+            self.input = Vec::new();
+        }
         if self.input.is_empty() {
+            self.input.reserve_exact(INPUT_MIN);
             self.input.resize(INPUT_MIN, 0);
+        }
+        if lingers {
+            self.filled = 0;
+        } else if self.filled > 0 {
+            self.message_since_us.get_or_insert(ring.now().mono_us);
         }
         assert!(self.filled < self.input.len(), "the input of {} bytes is full", self.input.len()); // K1
         let len = self.input.len();
+        self.lent[0] = self.input.capacity();
         let buffer = ring.memory.adopt(std::mem::take(&mut self.input));
         self.receiving = Some(buffer);
         let into = BufRange::new(buffer, self.filled, len - self.filled);
@@ -193,8 +228,12 @@ impl Connection {
     pub(super) fn received(&mut self, ring: &mut Ring, bytes: usize) {
         if let Some(buffer) = self.receiving.take() {
             self.input = ring.memory.release(buffer);
+            self.lent[0] = 0;
         }
         self.filled += bytes;
+        if bytes > 0 {
+            self.heard_us = ring.now().mono_us;
+        }
     }
 
     /// The input is with the kernel.
@@ -206,26 +245,58 @@ impl Connection {
     pub(super) fn consume(&mut self, start: usize) {
         self.input.copy_within(start..self.filled, 0);
         self.filled -= start;
+        self.message_since_us = None;
     }
 
-    /// Makes room for a message of `len` bytes, and for what follows it in a pipeline. Memory follows what has come,
-    /// not what a header promises.
-    pub(super) fn expect(&mut self, len: usize) {
+    /// Bytes that the input lacks for a message of `len` bytes, and for what follows it in a pipeline. Memory follows
+    /// what has come, not what a header promises.
+    pub(super) fn lacks(&self, len: usize) -> usize {
         let want = (len + HEADER_SIZE).next_power_of_two().min((4 * self.filled).max(INPUT_MIN));
-        if self.input.len() < want {
-            self.input.resize(want, 0);
-        }
+        want.saturating_sub(self.input.len())
     }
 
-    /// Gives memory back while nothing is in it.
+    pub(super) fn grow(&mut self, more: usize) {
+        self.input.reserve_exact(more);
+        self.input.resize(self.input.len() + more, 0);
+    }
+
+    /// The input has no room for another byte.
+    pub(super) fn is_full(&self) -> bool {
+        self.filled == self.input.len()
+    }
+
+    /// Gives memory back that nothing is in.
     pub(super) fn shrink(&mut self) {
+        if self.receiving.is_none() && self.input.len() > INPUT_MIN && self.filled < INPUT_MIN {
+            let mut input = Vec::new();
+            if self.filled > 0 {
+                input.reserve_exact(INPUT_MIN);
+                input.extend_from_slice(&self.input[..self.filled]);
+                input.resize(INPUT_MIN, 0);
+            }
+            self.input = input;
+        }
         if self.backlog() == 0 {
             self.spare = Vec::new();
             self.out = Vec::new();
         }
-        if self.filled == 0 && self.receiving.is_none() && self.input.len() > INPUT_MIN {
-            self.input = Vec::new();
-        }
+    }
+
+    /// Bytes of memory that its buffers have.
+    pub(super) fn held(&self) -> usize {
+        let own = self.input.capacity() + self.out.capacity() + self.spare.capacity();
+        own + self.lent[0] + self.lent[1]
+    }
+
+    /// What the budget has counted, and what it has to count now.
+    pub(super) fn recharge(&mut self) -> (usize, usize) {
+        let now = self.held();
+        (std::mem::replace(&mut self.charged, now), now)
+    }
+
+    /// What the budget has counted.
+    pub(super) fn charged(&self) -> usize {
+        self.charged
     }
 
     /// Bytes that have not left yet.
@@ -235,20 +306,23 @@ impl Connection {
 
     /// Sends what has been collected.
     pub(super) fn send(&mut self, ring: &mut Ring) {
-        if self.sending.is_some() || self.out.is_empty() || self.life == Life::Closing {
+        if self.sending.is_some() || self.out.is_empty() || self.is_ending() {
             return;
         }
         let bytes = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
         let len = bytes.len();
+        self.lent[1] = bytes.capacity();
         let buffer = ring.memory.adopt(bytes);
         let from = BufRange::new(buffer, 0, len);
         self.sending = Some((buffer, from));
+        self.moved_us = ring.now().mono_us;
         ring.submit(self.token(room::SEND), Op::Send { socket: self.socket, from });
     }
 
     /// A send has completed. `None` for an error: the rest is dropped.
     pub(super) fn sent(&mut self, ring: &mut Ring, bytes: Option<usize>) {
         let Some((buffer, rest)) = self.sending.take() else { return };
+        self.moved_us = ring.now().mono_us;
         match bytes {
             Some(bytes) if bytes < rest.len() && self.life != Life::Closing => {
                 let from = rest.skip(bytes);
@@ -257,6 +331,7 @@ impl Connection {
             }
             _ => {
                 let mut bytes = ring.memory.release(buffer);
+                self.lent[1] = 0;
                 bytes.clear();
                 // With room for the largest frames of common size: memory like that comes page by page.
                 if bytes.capacity() <= SPARE_MAX {
@@ -266,9 +341,49 @@ impl Connection {
         }
     }
 
+    /// Nothing will move by itself: the peer leaves its answers where they are, or what is asked is no more of use. A
+    /// peer that only finished sending may still wait for the answers to what it asked.
+    pub(super) fn is_stuck(&self) -> bool {
+        let asked = self.in_flight > 0 || self.current.is_some();
+        self.sending.is_some() || (self.out.is_empty() && !(self.peer_finished && asked))
+    }
+
     /// Everything was sent and nothing waits for an answer.
     pub(super) fn is_quiet(&self) -> bool {
         self.backlog() == 0 && self.in_flight == 0 && self.current.is_none()
+    }
+
+    /// Nothing is outstanding either way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_quiet() && self.subscriptions.is_empty() && self.filled == 0
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.life, Life::Lingering | Life::Closing)
+    }
+
+    /// Takes no more input, and ends when its output has gone.
+    pub(super) fn finish(&mut self, now_us: u64) {
+        if matches!(self.life, Life::Fresh | Life::Open) {
+            self.life = Life::Finishing;
+            self.moved_us = now_us;
+            self.subscriptions.clear();
+        }
+    }
+
+    /// Everything was sent: says so, and waits until the peer has finished too.
+    pub(super) fn linger(&mut self, ring: &mut Ring) {
+        if self.peer_finished {
+            self.close(ring);
+            return;
+        }
+        self.life = Life::Lingering;
+        if self.receiving.is_none() {
+            self.input = Vec::new();
+        }
+        self.moved_us = ring.now().mono_us;
+        ring.submit(self.token(room::SHUTDOWN), Op::Shutdown { socket: self.socket });
     }
 
     /// Begins to close. Whatever is in flight on the socket completes first.

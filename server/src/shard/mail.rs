@@ -90,7 +90,8 @@ pub(super) enum Work {
 /// What comes back.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Appended(ProduceOutcome),
+    /// With the bytes of the frame, which nobody holds any more.
+    Appended(ProduceOutcome, usize),
     Bounds(Result<(Offset, Offset), ErrorCode>),
     OffsetAtTime(Result<(Offset, i64), ErrorCode>),
     /// A whole message for the connection. `again`: the reader goes on after `Work::Go`; otherwise it is gone.

@@ -11,6 +11,7 @@
 //! Rooms: `connection` bytes, `handles` partitions by number, `requests` what they mean, `readers` fetches and subscriptions, `topics` the
 //! catalogue over all shards, `mail` the queues between shards.
 
+mod budget;
 mod connection;
 mod handles;
 pub mod mail;
@@ -18,14 +19,16 @@ mod readers;
 mod requests;
 mod topics;
 
-use connection::{Connection, Life, OUT_SOFT, Pending, room};
+use crate::limits::DESCRIPTORS_KEPT;
+use budget::Budget;
+use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
 use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
 use readers::Readers;
 use ringmq_engine::log::room::FOREIGN;
 use ringmq_engine::ring::{Completion, Errno, Op, Ring, SocketId, Token};
 use ringmq_engine::shard::{AppendError, Shard};
 use ringmq_format::{Lsn, Offset, PartitionId};
-use ringmq_protocol::limits::PRE_HELLO_TIME_MS;
+use ringmq_protocol::limits::{IDLE_TIME_MS, MESSAGE_TIME_MS, PRE_HELLO_TIME_MS};
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,6 +39,11 @@ use topics::Topics;
 const COMPLETIONS_PER_TURN: usize = 512;
 /// How often connections are looked at for age.
 const SWEEP_PERIOD_US: u64 = 1_000_000;
+/// How long a peer may leave its last answers where they are: from the last byte that it took.
+const FINISH_TIME_US: u64 = 5_000_000;
+/// How long input is thrown away for a peer that does not finish, and how much.
+const LINGER_TIME_US: u64 = 1_000_000;
+const LINGER_BYTES_MAX: usize = 16 << 20;
 /// How long a drain waits for clients to take their answers.
 const DRAIN_GRACE_US: u64 = 2_000_000;
 /// How long accepting pauses when there are no descriptors.
@@ -50,6 +58,10 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Connections of all shards now.
     pub connections: Arc<AtomicUsize>,
+    /// Descriptors that the process may have.
+    pub descriptors_max: usize,
+    /// Bytes that this shard may hold for its connections.
+    pub connection_memory: usize,
     /// Port of each shard.
     pub shard_ports: Vec<u16>,
     /// Largest frame that is taken.
@@ -70,7 +82,7 @@ enum AckTarget {
     /// The local frames of a PRODUCE.
     Produce { connection: ConnectionKey, pending: u32 },
     /// A frame that another shard sent.
-    Remote { origin: Origin, outcome: ProduceOutcome },
+    Remote { origin: Origin, outcome: ProduceOutcome, bytes: usize },
     /// A topic that shard 0 logs.
     Topic(ringmq_format::TopicId),
     /// A topic that shard 0 told us.
@@ -92,6 +104,14 @@ pub struct ServerStats {
     pub acks: u64,
     /// Bytes of frames delivered.
     pub bytes_served: u64,
+    /// Connections that could not be accepted for want of a descriptor.
+    pub accept_failures: u64,
+    /// Bytes held for connections now.
+    pub connection_bytes: u64,
+    /// Connections closed because a message did not become whole in time.
+    pub closed_slow: u64,
+    /// Connections closed because nothing was heard for long and nothing was outstanding.
+    pub closed_idle: u64,
 }
 
 /// What a shard holds for clients, here or at other shards. Nothing of it when they are gone.
@@ -129,6 +149,7 @@ pub struct ShardServer {
     /// Connections with output or room for input, to be looked at before sleeping.
     touched: Vec<u32>,
     stalled: VecDeque<u32>,
+    budget: Budget,
     acks: VecDeque<Ack>,
     readers: Readers,
     topics: Topics,
@@ -176,6 +197,7 @@ impl ShardServer {
             ring,
             shard,
             own,
+            budget: Budget::new(options.connection_memory),
             options,
             listeners,
             connections: Vec::new(),
@@ -308,6 +330,7 @@ impl ShardServer {
         }
         self.completions = completions;
         self.turn_topics();
+        self.turn_starved();
         self.turn_stalled();
         self.turn_mail();
         self.shard.turn(&mut self.ring);
@@ -325,6 +348,7 @@ impl ShardServer {
         self.turn_drain();
         self.turn_connections();
         self.mail_left = self.mail.flush();
+        self.stats.connection_bytes = self.budget.used() as u64;
     }
 
     fn complete(&mut self, completion: &Completion) {
@@ -335,7 +359,7 @@ impl ShardServer {
         }
         match token.room {
             room::ACCEPT => self.complete_accept(token.slot as usize, result),
-            room::CLOSE_LISTENER => {}
+            room::CLOSE_LISTENER | room::SHUTDOWN => {}
             _ => self.complete_connection(token, result),
         }
     }
@@ -356,7 +380,8 @@ impl ShardServer {
                 accept(&mut self.ring, index, listener);
             }
             Err(Errno::CANCELED) => {}
-            Err(_) => {
+            Err(error) => {
+                self.stats.accept_failures += u64::from(error.is_no_descriptor());
                 // No descriptors, most likely: whoever waits in the backlog is served when one is free.
                 let at = self.ring.now().mono_us + ACCEPT_PAUSE_US;
                 self.accept_at_us.get_or_insert((at, Vec::new())).1.push(listener);
@@ -391,12 +416,25 @@ impl ShardServer {
         let mut connection = Connection::new(key, socket, self.ring.now().mono_us);
         self.stats.connections_open += 1;
         self.stats.connections_total += 1;
-        if self.options.connections.fetch_add(1, Ordering::AcqRel) >= self.options.connections_max {
+        if self.options.connections.fetch_add(1, Ordering::AcqRel) >= self.connections_max() {
             let message = "the server has as many connections as it takes";
-            requests::refuse_connection(&mut connection, ErrorCode::TooManyConnections, message);
+            let now = self.ring.now().mono_us;
+            requests::refuse_connection(&mut connection, ErrorCode::TooManyConnections, message, now);
+        } else if !self.budget.fits(0, INPUT_MIN) {
+            let message = "the server has no memory left for another connection";
+            let now = self.ring.now().mono_us;
+            requests::refuse_connection(&mut connection, ErrorCode::TooManyConnections, message, now);
         }
         self.connections[slot as usize] = Some(connection);
         self.touched.push(slot);
+    }
+
+    /// Connections that the node takes now: what the operator has said, and never so many that the log finds no
+    /// descriptor for its next file. Other shards are taken to have as many files as this one.
+    fn connections_max(&self) -> usize {
+        let files = 2 * self.shard.log().slots().len() * usize::from(self.mail.shards());
+        let left = self.options.descriptors_max.saturating_sub(files + DESCRIPTORS_KEPT);
+        self.options.connections_max.min(left)
     }
 
     fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
@@ -413,21 +451,19 @@ impl ShardServer {
         match (token.room, result) {
             (room::RECEIVE, Ok(bytes)) if bytes > 0 => {
                 connection.received(&mut self.ring, bytes as usize);
+                if connection.life == Life::Lingering {
+                    connection.lingered += bytes as usize;
+                }
                 self.process(&mut connection);
             }
             (room::RECEIVE, ended) => {
                 connection.received(&mut self.ring, 0);
                 connection.peer_finished = true;
                 // A peer that has only finished sending still gets its answers.
-                let clean = ended.is_ok() && connection.current.is_none();
-                connection.life = match connection.life {
-                    Life::Closing => Life::Closing,
-                    _ if clean => Life::Finishing,
-                    _ => {
-                        connection.close(&mut self.ring);
-                        Life::Closing
-                    }
-                };
+                connection.finish(self.ring.now().mono_us);
+                if ended.is_err() || connection.life == Life::Lingering {
+                    connection.close(&mut self.ring);
+                }
             }
             (room::SEND, Ok(bytes)) => {
                 connection.sent(&mut self.ring, Some(bytes as usize));
@@ -450,6 +486,8 @@ impl ShardServer {
     /// The last completion of a connection has come.
     fn forget(&mut self, connection: Connection) {
         let key = connection.key;
+        self.budget.change(connection.charged(), 0);
+        self.budget.settle(key);
         self.stats.connections_open -= 1;
         self.options.connections.fetch_sub(1, Ordering::AcqRel);
         let origin = Origin { shard: self.own, connection: key, tag: 0 };
@@ -463,7 +501,44 @@ impl ShardServer {
     /// Nothing more is done for a connection, of this shard or of another.
     fn connection_is_gone(&mut self, shard: u16, key: ConnectionKey) {
         self.readers.remove_connection(shard, key);
-        self.early.retain(|(origin, _)| origin.shard != shard || origin.connection != key);
+        for (origin, work) in std::mem::take(&mut self.early) {
+            if origin.shard != shard || origin.connection != key {
+                self.early.push((origin, work));
+            } else if let Work::Append { frame, .. } = work {
+                let outcome = ProduceOutcome::failed(ErrorCode::UnknownTopic, 0);
+                self.reply(origin, Answer::Appended(outcome, frame.len()));
+            }
+        }
+    }
+
+    /// Counts what a connection holds now.
+    fn settle(&mut self, connection: &mut Connection) {
+        let (before, now) = connection.recharge();
+        self.budget.change(before, now);
+        if now <= 2 * INPUT_MIN {
+            self.budget.settle(connection.key);
+        }
+    }
+
+    /// As `settle`, for a connection in its place.
+    fn recharge(&mut self, key: ConnectionKey) {
+        if let Some((before, now)) = self.connection(key).map(Connection::recharge) {
+            self.budget.change(before, now);
+        }
+    }
+
+    /// Connections that were refused memory ask again when some was given back.
+    fn turn_starved(&mut self) {
+        for (_, slot) in self.budget.take_starved() {
+            let Some(mut connection) = self.connections.get_mut(slot as usize).and_then(Option::take) else {
+                continue;
+            };
+            connection.starved = false;
+            self.process(&mut connection);
+            self.settle(&mut connection);
+            self.connections[slot as usize] = Some(connection);
+            self.touched.push(slot);
+        }
     }
 
     /// Everything that was touched in this turn: parse what waited for output, send, receive, close.
@@ -485,14 +560,17 @@ impl ShardServer {
                 self.process(&mut connection);
             }
             connection.send(&mut self.ring);
-            connection.receive(&mut self.ring);
-            let done = match connection.life {
-                Life::Finishing => connection.is_quiet(),
-                _ => false,
-            };
-            if done {
+            if connection.life == Life::Finishing && connection.is_quiet() {
+                connection.linger(&mut self.ring);
+            }
+            if connection.life == Life::Lingering && connection.lingered > LINGER_BYTES_MAX {
                 connection.close(&mut self.ring);
             }
+            if self.budget.is_pressed() {
+                connection.shrink();
+            }
+            connection.receive(&mut self.ring);
+            self.settle(&mut connection);
             self.connections[slot as usize] = Some(connection);
         }
         self.touched = touched;
@@ -504,22 +582,42 @@ impl ShardServer {
             return;
         }
         self.sweep_at_us = now + SWEEP_PERIOD_US;
-        for connection in self.connections.iter_mut().flatten() {
-            let age_ms = now.saturating_sub(connection.since_us) / 1000;
-            if connection.life == Life::Fresh && age_ms >= PRE_HELLO_TIME_MS {
-                let message = "no HELLO within 5 seconds";
-                requests::refuse_connection(connection, ErrorCode::HelloRequired, message);
-                self.touched.push(connection.key.slot);
-            } else if connection.life == Life::Finishing {
-                // A peer that does not take its last answers is not waited for.
-                if std::mem::replace(&mut connection.seen_finishing, true) {
-                    connection.close(&mut self.ring);
-                }
-            } else if connection.life == Life::Open {
-                connection.shrink();
-                self.touched.push(connection.key.slot);
+        for slot in 0..self.connections.len() {
+            if let Some(mut connection) = self.connections[slot].take() {
+                self.sweep(&mut connection, now);
+                self.connections[slot] = Some(connection);
             }
         }
+    }
+
+    /// Ends a connection that has had its time.
+    fn sweep(&mut self, connection: &mut Connection, now: u64) {
+        let ms = |since: u64| now.saturating_sub(since) / 1000;
+        let waits_ms = connection.message_since_us.filter(|_| connection.is_receiving()).map(ms);
+        let still = now.saturating_sub(connection.moved_us);
+        match connection.life {
+            Life::Fresh if ms(connection.since_us) >= PRE_HELLO_TIME_MS => {
+                let message = "no HELLO within 5 seconds";
+                requests::refuse_connection(connection, ErrorCode::HelloRequired, message, now);
+            }
+            Life::Open if waits_ms.is_some_and(|ms| ms >= MESSAGE_TIME_MS) => {
+                self.stats.closed_slow += 1;
+                let message = "the request did not become whole within 30 seconds";
+                requests::refuse_connection(connection, ErrorCode::Timeout, message, now);
+            }
+            Life::Open if connection.is_idle() && ms(connection.heard_us) >= IDLE_TIME_MS => {
+                self.stats.closed_idle += 1;
+                connection.finish(now);
+            }
+            Life::Open => connection.shrink(),
+            // A peer that does not take its last answers is not waited for.
+            Life::Finishing if still >= FINISH_TIME_US && connection.is_stuck() => {
+                connection.close(&mut self.ring);
+            }
+            Life::Lingering if still >= LINGER_TIME_US => connection.close(&mut self.ring),
+            Life::Fresh | Life::Finishing | Life::Lingering | Life::Closing => return,
+        }
+        self.touched.push(connection.key.slot);
     }
 
     /// Connections and foreign frames that the log had no room for.
@@ -558,7 +656,9 @@ impl ShardServer {
     fn acknowledge(&mut self, target: AckTarget) {
         match target {
             AckTarget::Produce { connection, pending } => self.finish_part(connection, pending, None),
-            AckTarget::Remote { origin, outcome } => self.reply(origin, Answer::Appended(outcome)),
+            AckTarget::Remote { origin, outcome, bytes } => {
+                self.reply(origin, Answer::Appended(outcome, bytes));
+            }
             AckTarget::Topic(topic) => self.topic_is_durable(topic),
             AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, true),
         }
@@ -605,7 +705,9 @@ impl ShardServer {
                     }
                     self.finish_part(key, pending, None);
                 }
-                AckTarget::Remote { origin, .. } => self.reply(origin, Answer::Appended(unknown)),
+                AckTarget::Remote { origin, bytes, .. } => {
+                    self.reply(origin, Answer::Appended(unknown, bytes));
+                }
                 AckTarget::Topic(topic) => self.topic_failed(topic, ErrorCode::OutcomeUnknown),
                 AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, false),
             }
@@ -695,14 +797,15 @@ impl ShardServer {
     fn append_remote(&mut self, origin: Origin, partition: PartitionId, bytes: &[u8]) -> bool {
         match self.append_frame(partition, bytes) {
             Ok((outcome, durable_at)) => {
-                self.acks.push_back(Ack { durable_at, target: AckTarget::Remote { origin, outcome } });
+                let target = AckTarget::Remote { origin, outcome, bytes: bytes.len() };
+                self.acks.push_back(Ack { durable_at, target });
             }
             Err(AppendError::Busy) if self.draining == Draining::No || self.draining_connections() => {
                 return false;
             }
             Err(error) => {
                 let outcome = requests::append_failure(error);
-                self.reply(origin, Answer::Appended(outcome));
+                self.reply(origin, Answer::Appended(outcome, bytes.len()));
             }
         }
         true
@@ -721,8 +824,11 @@ impl ShardServer {
                 let late = now >= until_us;
                 for slot in 0..self.connections.len() {
                     let Some(connection) = &mut self.connections[slot] else { continue };
-                    if late || (connection.is_quiet() && connection.life != Life::Closing) {
+                    if late {
                         connection.close(&mut self.ring);
+                    } else if connection.is_quiet() && matches!(connection.life, Life::Fresh | Life::Open) {
+                        connection.finish(now);
+                        self.touched.push(slot as u32);
                     }
                 }
                 if self.stats.connections_open == 0 {

@@ -295,11 +295,17 @@ impl ShardServer {
                 if is_push && known.is_none_or(|known| known.tag != origin.tag) {
                     return Served::Gone;
                 }
-                if connection.backlog() >= OUT_SOFT {
-                    connection.blocked.push((origin.shard, origin.tag));
+                let (backlog, held) = (connection.backlog(), connection.held());
+                if backlog >= OUT_SOFT
+                    || !self.budget.grants(origin.connection, held, max_bytes.min(OUT_SOFT))
+                {
+                    self.block(origin, backlog, held);
                     return Served::Blocked;
                 }
-                std::mem::take(&mut connection.out)
+                match self.connection(origin.connection) {
+                    Some(connection) => std::mem::take(&mut connection.out),
+                    None => return Served::Gone,
+                }
             }
         };
         let start = fetch_begin(&mut out);
@@ -370,6 +376,16 @@ impl ShardServer {
         self.hand_over(origin, out, is_last, served)
     }
 
+    /// Has a reader of this shard wait until the output of its connection has drained, or until there is memory.
+    fn block(&mut self, origin: Origin, backlog: usize, held: usize) {
+        if let Some(connection) = self.connection(origin.connection) {
+            connection.blocked.push((origin.shard, origin.tag));
+        }
+        if backlog == 0 {
+            self.budget.starve(held, origin.connection.slot);
+        }
+    }
+
     fn end_entries(
         &self,
         out: &mut [u8],
@@ -409,6 +425,7 @@ impl ShardServer {
             if is_push && gone {
                 end_subscription(connection, origin.tag as u32, origin.tag);
             }
+            self.recharge(origin.connection);
             self.touched.push(origin.connection.slot);
         }
         served

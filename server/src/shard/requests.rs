@@ -1,6 +1,6 @@
 //! What requests mean: from the bytes of a connection to work for a shard, and from its answers to bytes.
 
-use super::connection::{Connection, Current, Life, OUT_SOFT, Pending, Subscription};
+use super::connection::{Connection, Current, INPUT_MIN, Life, OUT_SOFT, Pending, Subscription};
 use super::handles::Handle;
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
 use super::{Ack, AckTarget, Draining, ShardServer};
@@ -56,18 +56,20 @@ enum Parsed {
 impl ShardServer {
     /// Parses and carries out what a connection has received, as far as bounds allow.
     pub(super) fn process(&mut self, connection: &mut Connection) {
-        if connection.is_receiving() || connection.stalled {
+        if connection.is_receiving() || connection.stalled || connection.starved {
             return;
         }
         connection.wants_input = false;
         loop {
-            if matches!(connection.life, Life::Finishing | Life::Closing) && connection.current.is_none() {
+            let ends = matches!(connection.life, Life::Finishing | Life::Lingering | Life::Closing);
+            if ends && connection.current.is_none() {
                 return;
             }
             // S2: answers first, then more questions.
             let full = connection.in_flight >= IN_FLIGHT_REQUESTS_MAX
                 || connection.in_flight_bytes >= IN_FLIGHT_BYTES_MAX
-                || connection.backlog() >= 4 * OUT_SOFT;
+                || connection.backlog() >= 4 * OUT_SOFT
+                || (connection.backlog() >= INPUT_MIN && !self.budget.fits(connection.held(), INPUT_MIN));
             if full && connection.current.is_none() {
                 return;
             }
@@ -97,13 +99,14 @@ impl ShardServer {
             Ok(header) => *header,
             Err(error) => {
                 self.stats.request_errors += 1;
-                refuse_connection(connection, error.code(), &error.to_string());
+                let now = self.ring.now().mono_us;
+                refuse_connection(connection, error.code(), &error.to_string(), now);
                 return Parsed::Ended;
             }
         };
         let len = header.message_len();
         if connection.filled < len {
-            connection.expect(len);
+            self.make_room(connection, len);
             return Parsed::Incomplete;
         }
         // The input is taken out so that the request may borrow it while the connection changes.
@@ -114,11 +117,28 @@ impl ShardServer {
             connection.consume(len);
             // Whoever does not begin with a HELLO that is understood is answered once.
             if connection.life == Life::Fresh {
-                connection.life = Life::Finishing;
+                connection.finish(self.ring.now().mono_us);
                 return Parsed::Ended;
             }
         }
         parsed
+    }
+
+    /// Makes room for a message of `len` bytes, as far as there is memory; without any the connection waits.
+    fn make_room(&mut self, connection: &mut Connection, len: usize) {
+        let more = connection.lacks(len);
+        if more == 0 {
+            return;
+        }
+        if self.budget.grants(connection.key, connection.held(), more) {
+            connection.grow(more);
+            let (before, now) = connection.recharge();
+            self.budget.change(before, now);
+        } else if connection.is_full() {
+            connection.starved = true;
+            connection.message_since_us = None; // its time runs while the server receives
+            self.budget.starve(connection.held(), connection.key.slot);
+        }
     }
 
     fn carry_out(&mut self, connection: &mut Connection, header: &Header, message: &[u8]) -> Parsed {
@@ -504,11 +524,15 @@ impl ShardServer {
                         Err(error) => Some(append_failure(error)),
                     }
                 }
-                Some(target) if self.mail.is_full(target.shard) => {
+                Some(target)
+                    if self.mail.is_full(target.shard)
+                        || !self.budget.grants(connection.key, connection.held(), len) =>
+                {
                     connection.current = Some(current);
                     return Parsed::Stalled;
                 }
                 Some(target) => {
+                    self.budget.change(0, len);
                     let origin = self.origin(connection, origin_tag);
                     let work = Work::Append { partition: target.partition, frame: bytes.to_vec() };
                     self.ask(connection, origin, target.shard, work);
@@ -574,7 +598,8 @@ impl ShardServer {
         }
         let slot = origin.tag as u32;
         let index = (origin.tag >> 32) as usize;
-        if let Answer::Appended(outcome) = answer {
+        if let Answer::Appended(outcome, bytes) = answer {
+            self.budget.change(bytes, 0);
             self.finish_part(origin.connection, slot, Some((index, outcome)));
             return;
         }
@@ -617,8 +642,9 @@ impl ShardServer {
                 }
             }
             Answer::Topic(result) => errors = take_topic(connection, slot, index, result),
-            Answer::Appended(_) | Answer::TopicEntered { .. } => {}
+            Answer::Appended(..) | Answer::TopicEntered { .. } => {}
         }
+        self.recharge(origin.connection);
         self.stats.request_errors += errors;
         self.touched.push(origin.connection.slot);
     }
@@ -808,11 +834,11 @@ fn plain_error(connection: &mut Connection, op: Op, correlation: u64, handle: u3
 }
 
 /// One last answer, then the end.
-pub(super) fn refuse_connection(connection: &mut Connection, code: ErrorCode, message: &str) {
+pub(super) fn refuse_connection(connection: &mut Connection, code: ErrorCode, message: &str, now_us: u64) {
     if matches!(connection.life, Life::Fresh | Life::Open) {
         let body = ErrorBody { code: code as u16, retry_after_ms: 0, message };
         body.encode(0, 0, 0, &mut connection.out);
-        connection.life = Life::Finishing;
+        connection.finish(now_us);
     }
 }
 

@@ -190,6 +190,7 @@ impl ShardServer {
             Ok(_) if self.shard.log().is_disk_full() => Err(ErrorCode::DiskFull),
             Ok(planned) => Ok(planned),
             Err(CatalogueError::Partitions) => Err(ErrorCode::InvalidPartitions),
+            Err(CatalogueError::PartitionsUsedUp) => Err(ErrorCode::TooManyPartitions),
             Err(CatalogueError::Full | CatalogueError::Unknown) => Err(ErrorCode::TooManyTopics),
         };
         // A topic that is planned and not logged yet has taken its name and ids, too.

@@ -8,6 +8,7 @@ mod hostile;
 mod model;
 mod plan;
 mod roles;
+pub(crate) mod scenes;
 
 use client::{BASE_PORT, Context, NODE, Peer};
 use hostile::Hostile;
@@ -262,6 +263,8 @@ impl Harness {
             auto_create_topics: true,
             connections_max: self.plan.connections_max,
             connections: Arc::default(),
+            descriptors_max: usize::MAX,
+            connection_memory: self.plan.connection_memory,
             shard_ports: (0..self.plan.shards).map(|shard| BASE_PORT + 1 + shard).collect(),
             frame_size_max: ringmq_engine::format::limits::frame_size_max(self.plan.segment_size) as u32,
             node_id: NODE_ID,
@@ -326,8 +329,7 @@ impl Harness {
                 self.poisoned_at = Some(self.world.now_us());
                 self.counts.poisons += 1;
                 self.world.note("a log is poisoned");
-                // A write cut short inside a block makes no progress, which the log takes for a failure.
-                if !self.plan.errors && self.plan.sim.disk.faults.write_short_ppm == 0 {
+                if !self.plan.errors {
                     let servers = self.threads.iter().filter_map(|thread| thread.server.as_ref());
                     let poisons: Vec<_> = servers.filter_map(|server| server.shard().poisoned()).collect();
                     return Err(wrong("without errors no log is poisoned", format!("{poisons:?}")).into());

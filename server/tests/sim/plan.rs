@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) disk_limit: Option<u64>,
     pub(crate) durability: Durability,
     pub(crate) connections_max: usize,
+    /// Bytes that a shard may hold for its connections.
+    pub(crate) connection_memory: usize,
     /// Writes and flushes fail by themselves, so that logs get poisoned.
     pub(crate) errors: bool,
     /// Clients break their connections, stop reading, finish early or vanish.
@@ -118,6 +120,7 @@ impl Plan {
             disk_limit: limited.then_some(segment_size * (9 + draw.below(4))),
             durability: if draw.one_in(2) { Durability::Flush } else { Durability::Dsync },
             connections_max: if draw.one_in(6) { 4 } else { 10_000 },
+            connection_memory: if seed.is_multiple_of(3) { 512 << 10 } else { 64 << 20 },
             errors,
             breaks: !draw.one_in(4),
             gives_up: draw.one_in(5),

@@ -428,14 +428,18 @@ impl Disk {
         let mut contents = Vec::with_capacity(pages.len());
         for (index, content) in pages.iter().enumerate().take(bytes.div_ceil(PAGE)) {
             let number = position / PAGE as u64 + index as u64;
-            let sectors = ((bytes - index * PAGE) / SECTOR).min(SECTORS);
+            let here = (bytes - index * PAGE).min(PAGE);
+            let sectors = here / SECTOR;
+            // The last sector may be written in part.
+            let part = sectors * SECTOR..here;
             let keeps: [bool; SECTORS] = std::array::from_fn(|sector| {
                 sector >= sectors || keep(number * SECTORS as u64 + sector as u64)
             });
             if keeps == [false; SECTORS] {
                 contents.push((number, Rc::clone(content)));
-            } else if keeps != [true; SECTORS] {
+            } else if keeps != [true; SECTORS] || !part.is_empty() {
                 let mut mixed = *self.page(file, number);
+                mixed[part.clone()].copy_from_slice(&content[part]);
                 for sector in (0..SECTORS).filter(|&sector| !keeps[sector]) {
                     let range = sector * SECTOR..(sector + 1) * SECTOR;
                     mixed[range.clone()].copy_from_slice(&content[range]);

@@ -35,7 +35,7 @@ pub enum Harm {
     SyncDrops(Errno),
     /// A sync fails, and what it should have covered stays dirty, for a later sync to cover.
     SyncKeeps(Errno),
-    /// A read, write or send moves fewer bytes than asked; of files a multiple of 512.
+    /// A read, write or send moves fewer bytes than asked, at least one; a read of a file a multiple of 512.
     Short,
     /// A write or sync is acknowledged and does not happen.
     Lost,

@@ -398,6 +398,7 @@ impl State {
         let (Work::Accept { socket }
         | Work::Recv { socket, .. }
         | Work::Send { socket, .. }
+        | Work::Shutdown { socket }
         | Work::CloseSocket { socket }) = flight.work
         else {
             return;
@@ -410,6 +411,7 @@ impl State {
         };
         let outcome = match (&flight.work, refused) {
             (Work::CloseSocket { .. }, _) => Some(self.close_socket(id, socket).map(|()| 0)),
+            (Work::Shutdown { .. }, _) => Some(Ok(0)),
             (_, Some(errno)) => Some(Err(errno)),
             (Work::Accept { .. }, _) => self.try_accept(id, socket),
             (Work::Recv { len, .. }, _) => self.try_recv(id, socket, *len, harm).map(|result| {
@@ -509,6 +511,14 @@ impl State {
         let taken = if most == 0 { 0 } else { self.cut(most, harm) };
         self.transmit_bytes(conn, DOWN, &bytes[..taken]);
         Some(Ok(taken as u32))
+    }
+
+    pub(super) fn shut_down(&mut self, id: RingId, socket: u32) -> Result<(), Errno> {
+        let Some(Socket::Connection { conn, send, .. }) = self.socket(id, socket) else { return Err(BADF) };
+        let conn = *conn;
+        assert_eq!(*send, None, "socket {socket} is shut down with a send in flight");
+        self.transmit(conn, DOWN, Packet::Finish);
+        Ok(())
     }
 
     fn close_socket(&mut self, id: RingId, socket: u32) -> Result<(), Errno> {

@@ -78,6 +78,7 @@ fn name(op: &Op) -> &'static str {
         Op::Accept { .. } => "an accept",
         Op::Recv { .. } => "a receive",
         Op::Send { .. } => "a send",
+        Op::Shutdown { .. } => "a shutdown",
     }
 }
 

@@ -49,6 +49,12 @@ const ROOM: u8 = 255;
 /// EINTR and EAGAIN of one op that are dealt with here before a room sees them.
 const TRIES_MAX: u8 = 16;
 const LISTEN_BACKLOG: i32 = 4096;
+/// Silence of a peer after which the kernel probes it, pause between probes, and how many stay unanswered.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+/// How long a peer may leave bytes that were sent unacknowledged, or take none, before the kernel gives it up.
+const UNTAKEN_TIME: Duration = Duration::from_secs(30);
 const RANDOM_BLOCK: usize = 64;
 /// How long a ring that is dropped waits for the kernel to finish.
 const DROP_WAIT: Duration = Duration::from_secs(10);
@@ -219,6 +225,13 @@ impl UringRing {
                 let entry = entry!(target, fd => opcode::Send::new(fd, address, from.len)
                     .flags(libc::MSG_NOSIGNAL).build());
                 self.fly(token, Job::Plain, Some(socket.0), Some(from.buffer), entry);
+            }
+            Op::Shutdown { socket } => {
+                self.descriptors.target(socket.0, Role::Connection)?;
+                // Never waits, and as an entry it would be handed to a kernel worker.
+                let fd = self.descriptors.fd(socket.0);
+                let result = rustix::net::shutdown(fd, rustix::net::Shutdown::Write).map_err(errno_of);
+                self.finish(token, result.map(|()| 0), None);
             }
             Op::CloseSocket { socket } => self.close_socket(token, socket),
         }
@@ -477,8 +490,14 @@ impl UringRing {
         let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(errno_of)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno_of)?;
-        // Connections inherit it.
+        // Connections inherit all of it. A peer that vanished is found out by probes where nothing is to be sent, and
+        // by what it does not take where something is.
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno_of)?;
+        sockopt::set_socket_keepalive(&socket, true).map_err(errno_of)?;
+        sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE).map_err(errno_of)?;
+        sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL).map_err(errno_of)?;
+        sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES).map_err(errno_of)?;
+        sockopt::set_tcp_user_timeout(&socket, UNTAKEN_TIME.as_millis() as u32).map_err(errno_of)?;
         rustix::net::bind(&socket, &address).map_err(errno_of)?;
         rustix::net::listen(&socket, LISTEN_BACKLOG).map_err(errno_of)?;
         let bound = rustix::net::getsockname(&socket).map_err(errno_of)?;
@@ -552,7 +571,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_accepted_connection_sends_without_delay() {
+    fn an_accepted_connection_sends_without_delay_and_finds_out_that_its_peer_is_gone() {
         let mut memory = Memory::default();
         let mut ring = match UringRing::new(RingConfig { entries: 8, ..RingConfig::default() }) {
             Ok(ring) => ring,
@@ -561,6 +580,11 @@ mod tests {
         let (listener, address) = ring.listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let _client = std::net::TcpStream::connect(address).unwrap();
         let connection = ring.run(&mut memory, Op::Accept { listener }).unwrap();
-        assert!(sockopt::tcp_nodelay(ring.descriptors.fd(connection)).unwrap());
+        let fd = ring.descriptors.fd(connection);
+        assert!(sockopt::tcp_nodelay(fd).unwrap() && sockopt::socket_keepalive(fd).unwrap());
+        let times = (sockopt::tcp_keepidle(fd).unwrap(), sockopt::tcp_keepintvl(fd).unwrap());
+        assert_eq!(times, (KEEPALIVE_IDLE, KEEPALIVE_INTERVAL));
+        assert_eq!(sockopt::tcp_keepcnt(fd).unwrap(), KEEPALIVE_PROBES);
+        assert_eq!(u128::from(sockopt::tcp_user_timeout(fd).unwrap()), UNTAKEN_TIME.as_millis());
     }
 }

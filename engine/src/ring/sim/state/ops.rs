@@ -35,6 +35,7 @@ pub(in crate::ring::sim) enum Work {
     Accept { socket: u32 },
     Recv { socket: u32, len: usize },
     Send { socket: u32, bytes: Rc<Vec<u8>> },
+    Shutdown { socket: u32 },
     CloseSocket { socket: u32 },
     Refused(Errno),
 }
@@ -74,7 +75,9 @@ impl Work {
             Self::Accept { .. } => OpKind::Accept,
             Self::Recv { .. } => OpKind::Recv,
             Self::Send { .. } => OpKind::Send,
-            Self::Close { .. } | Self::CloseSocket { .. } | Self::Refused(_) => return None,
+            Self::Close { .. } | Self::Shutdown { .. } | Self::CloseSocket { .. } | Self::Refused(_) => {
+                return None;
+            }
         })
     }
 
@@ -95,6 +98,7 @@ impl Work {
             Self::Send { socket, bytes } => [11, u64::from(*socket), bytes.len() as u64, hash(bytes)],
             Self::CloseSocket { socket } => [12, u64::from(*socket), 0, 0],
             Self::Refused(errno) => [13, errno.0 as u64, 0, 0],
+            Self::Shutdown { socket } => [14, u64::from(*socket), 0, 0],
         }
     }
 
@@ -115,6 +119,7 @@ impl Work {
             Self::Accept { socket } => format!("accept on socket {socket}"),
             Self::Recv { socket, len } => format!("receive on socket {socket}, up to {len}"),
             Self::Send { socket, bytes } => format!("send on socket {socket}, {} bytes", bytes.len()),
+            Self::Shutdown { socket } => format!("shutdown of socket {socket}"),
             Self::CloseSocket { socket } => format!("close of socket {socket}"),
             Self::Refused(errno) => format!("refused op: {errno}"),
         }
@@ -168,6 +173,11 @@ impl State {
             (Op::Accept { listener }, _) => Work::Accept { socket: listener.0 },
             (Op::Recv { socket, into }, _) => Work::Recv { socket: socket.0, len: into.len() },
             (Op::Send { socket, .. }, Payload::Bytes(bytes)) => Work::Send { socket: socket.0, bytes },
+            (Op::Shutdown { socket }, _) => {
+                // At once, as with the kernel: nothing is in flight that it could overtake.
+                self.shut_down(id, socket.0)?;
+                Work::Shutdown { socket: socket.0 }
+            }
             (Op::CloseSocket { socket }, _) => Work::CloseSocket { socket: socket.0 },
             // A write or send whose buffer was not captured is misaligned.
             (Op::Write { .. } | Op::Send { .. }, _) => return Err(Errno::INVAL),
@@ -252,9 +262,11 @@ impl State {
             Work::Open { .. } | Work::Allocate { .. } | Work::Close { .. } | Work::Refused(_) => {
                 disk.meta.draw(time)
             }
-            Work::Accept { .. } | Work::Recv { .. } | Work::Send { .. } | Work::CloseSocket { .. } => {
-                self.config.net.op.draw(time)
-            }
+            Work::Accept { .. }
+            | Work::Recv { .. }
+            | Work::Send { .. }
+            | Work::Shutdown { .. }
+            | Work::CloseSocket { .. } => self.config.net.op.draw(time),
         };
         if let Some(Harm::Delay(us)) = harm {
             latency += us;
@@ -362,7 +374,11 @@ impl State {
                 self.ring_mut(id).files[*file as usize] = None;
                 Ok(0)
             }
-            Work::Accept { .. } | Work::Recv { .. } | Work::Send { .. } | Work::CloseSocket { .. } => {
+            Work::Accept { .. }
+            | Work::Recv { .. }
+            | Work::Send { .. }
+            | Work::Shutdown { .. }
+            | Work::CloseSocket { .. } => {
                 return self.execute_net(op_id, flight);
             }
         };
@@ -429,7 +445,7 @@ impl State {
         }
         let mut bytes = pages.len() * PAGE;
         if harm == Some(Harm::Short) {
-            bytes = short(rng, bytes);
+            bytes = short_write(rng, bytes);
         }
         let room = disk.make_room(ino, position, bytes.div_ceil(PAGE))?;
         if room == 0 && bytes > 0 {
@@ -537,6 +553,11 @@ impl State {
         open.errors_seen = errors;
         if told.is_ok() && unheard { Err(Errno::IO) } else { told }
     }
+}
+
+/// Fewer bytes than asked: any number, or a number of sectors or pages; at least one byte.
+fn short_write(rng: &mut Rng, bytes: usize) -> usize {
+    if rng.coin() { rng.within(1, bytes as u64 - 1) as usize } else { short(rng, bytes) }
 }
 
 /// Fewer bytes than asked: sectors or whole pages, at least one sector.

@@ -99,7 +99,9 @@ impl Shard {
         entries.sort_unstable_by_key(IndexEntry::key);
         let bytes = sidecar::encode(facts.seq, facts.incarnation, facts.base, segment.end, &entries);
         let path = self.log.sidecar_path(facts.slot);
-        let file = self.log.slots()[segment.slot].sidecar;
+        let slot = segment.slot;
+        let file = self.log.slots()[slot].sidecar;
+        self.log.note_sidecar(slot, bytes.len() as u64);
         let Some(mut publish) = Publish::new(ring, room::SIDECAR, path, file, bytes) else { return };
         let may_write = publish.wants_write() && self.log.take_background_write(ring);
         publish.step(ring, may_write);

@@ -97,7 +97,7 @@ fn relations_are_checked() {
         ("data = \"a\"\nshards = 8\nmemory = \"64M\"", "8 shards; at least 256 MiB"),
         ("data = \"a\"\nsegment-size = \"1M\"", "between 4 MiB and 1 GiB"),
         ("data = \"a\"\nsegment-size = 5000001", "multiple of 4K"),
-        ("data = \"a\"\ndisk-limit = \"1M\"", "at least 32 MiB"),
+        ("data = \"a\"\ndisk-limit = \"1M\"", "at least 33 MiB"),
         ("data = \"a\"\ndisk-limit = \"1G\"\nretain-size = \"1G\"", "not below disk-limit"),
         ("data = \"a\"\nretain-time = \"0s\"", "keep nothing"),
         ("data = \"a\"\nconnections-max = 0", "between 1 and"),

@@ -23,8 +23,9 @@ pub const CONNECTION_MEMORY_LARGE: usize = 1 << 20;
 pub const MEMORY_PER_SHARD_MIN: u64 = 32 << 20;
 /// Largest slot file by default; smaller ones come first.
 pub const SEGMENT_SIZE_DEFAULT: u64 = 256 << 20;
-/// Least disk of one shard: two slots in reserve, one active, one being pre-written, all of the smallest size.
-pub const DISK_PER_SHARD_MIN: u64 = 4 * (8 << 20);
+/// Least disk of one shard: two slots in reserve, one active, one being pre-written, all of the smallest size, and
+/// superblock, sidecars and checkpoints.
+pub const DISK_PER_SHARD_MIN: u64 = 4 * (8 << 20) + (1 << 20);
 
 /// Connections of a server.
 pub const CONNECTIONS_DEFAULT: u32 = 1024;

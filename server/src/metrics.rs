@@ -52,7 +52,7 @@ const FAMILIES: [Family; 26] = [
     counter("ringmq_retention_removed_segments", "Segments removed by retention", |c| {
         c.retention_removed_segments
     }),
-    counter("ringmq_connections_closed_slow", "Closed: a request did not become whole in time", |c| {
+    counter("ringmq_connections_closed_slow", "Closed: too slow to send a request or to take answers", |c| {
         c.closed_slow
     }),
     counter("ringmq_connections_closed_idle", "Closed: nothing was heard, nothing was outstanding", |c| {

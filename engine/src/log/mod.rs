@@ -187,6 +187,8 @@ pub struct LogStart {
     pub superblock: Superblock,
     /// Its file.
     pub superblock_file: FileId,
+    /// Bytes of the larger checkpoint file.
+    pub checkpoint_bytes: u64,
     /// The log was made just now: there is nothing to recover and no RECOVERY group.
     pub fresh: bool,
 }
@@ -249,6 +251,8 @@ pub struct Log {
     stats: LogStats,
     /// Slots whose segments wait for the superblock (L6), with the log start that frees them.
     retiring: Vec<(usize, Lsn)>,
+    /// Bytes of the larger checkpoint file: part of the disk budget.
+    checkpoint_bytes: u64,
     /// Partitions whose durable end has moved since `take_visible`.
     visible: Vec<(u32, Offset)>,
 }
@@ -298,6 +302,7 @@ impl Log {
             poisoned: None,
             stats: LogStats::default(),
             retiring: Vec::new(),
+            checkpoint_bytes: start.checkpoint_bytes,
             visible: Vec::new(),
             options,
         })
@@ -386,6 +391,17 @@ impl Log {
     /// Remembers the file of a slot's sidecar: it stays open, whatever segment lives in the slot.
     pub fn set_sidecar_file(&mut self, slot: usize, file: FileId) {
         self.slots[slot].sidecar = Some(file);
+    }
+
+    /// A sidecar of so many bytes is about to be written. The file never shrinks.
+    pub fn note_sidecar(&mut self, slot: usize, bytes: u64) {
+        let slot = &mut self.slots[slot];
+        slot.sidecar_bytes = slot.sidecar_bytes.max(bytes);
+    }
+
+    /// A checkpoint of so many bytes is about to be written. The file never shrinks.
+    pub fn note_checkpoint(&mut self, bytes: u64) {
+        self.checkpoint_bytes = self.checkpoint_bytes.max(bytes);
     }
 
     /// All slot files.
@@ -890,9 +906,9 @@ impl Log {
             } else {
                 0
             };
-            self.prewriter.step(ring, &mut self.slots, write_max);
+            self.prewriter.step(ring, &mut self.slots, write_max, self.checkpoint_bytes);
         } else {
-            self.prewriter.step(ring, &mut self.slots, 0);
+            self.prewriter.step(ring, &mut self.slots, 0, self.checkpoint_bytes);
         }
     }
 

@@ -14,6 +14,7 @@ use ringmq_format::limits::{
     BLOCK_SIZE, FREE_SLOTS_RESERVE, PREWRITE_CHUNK_URGENT, SEGMENT_HEADER_SIZE, SEGMENT_SIZES,
 };
 use ringmq_format::segment::SegmentFacts;
+use ringmq_format::superblock::SUPERBLOCK_FILE_SIZE;
 use ringmq_format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
 use std::path::{Path, PathBuf};
 
@@ -77,6 +78,8 @@ pub struct Slot {
     pub edges: Vec<u64>,
     /// Its sidecar's file, once it was opened: open for the whole life of the process too.
     pub sidecar: Option<FileId>,
+    /// Bytes of that file.
+    pub sidecar_bytes: u64,
     /// What it is used for.
     pub state: SlotState,
 }
@@ -87,6 +90,29 @@ pub fn block_edges(edges: &[u64]) -> Vec<u64> {
     let mut edges: Vec<u64> = edges.iter().map(|edge| edge.next_multiple_of(BLOCK_SIZE as u64)).collect();
     edges.dedup();
     edges
+}
+
+/// A sidecar is expected to have one byte for so many of its segment, until one has shown more.
+const SIDECAR_SHARE: u64 = 512;
+/// What two checkpoints are expected to have, until they have shown more.
+const CHECKPOINTS_MIN: u64 = 64 << 10;
+
+/// Bytes on the disk of slots, and of one more of `next` bytes, with all that belongs to them: the superblock, sidecars
+/// that are there or will be, as dense as the densest, and two checkpoints with room to grow, where the larger one has
+/// `checkpoint` bytes now.
+pub fn disk_need(slots: &[Slot], next: u64, checkpoint: u64) -> u64 {
+    let densest =
+        slots.iter().max_by_key(|slot| u128::from(slot.sidecar_bytes) * 1024 / u128::from(slot.capacity));
+    let expected = |capacity: u64| {
+        let known = densest.map_or(0, |slot| {
+            (u128::from(capacity) * u128::from(slot.sidecar_bytes) / u128::from(slot.capacity)) as u64
+        });
+        known.max(capacity / SIDECAR_SHARE).next_multiple_of(BLOCK_SIZE as u64)
+    };
+    let with_sidecar = |capacity: u64, sidecar: u64| capacity + sidecar.max(expected(capacity));
+    let kept: u64 = slots.iter().map(|slot| with_sidecar(slot.capacity, slot.sidecar_bytes)).sum();
+    let checkpoints = (2 * checkpoint + checkpoint / 2).max(CHECKPOINTS_MIN);
+    kept + with_sidecar(next, 0) + checkpoints + SUPERBLOCK_FILE_SIZE as u64
 }
 
 /// What a blank header says.
@@ -201,8 +227,8 @@ impl Prewriter {
     }
 
     /// Takes the next step if there is one to take. At most `write_max` bytes of zeros are written, a multiple of
-    /// 4 KiB; 0 while the log wants the disk for itself (P1).
-    pub fn step(&mut self, ring: &mut Ring, slots: &mut [Slot], write_max: usize) {
+    /// 4 KiB; 0 while the log wants the disk for itself (P1). `checkpoint` are the bytes of the larger checkpoint.
+    pub fn step(&mut self, ring: &mut Ring, slots: &mut [Slot], write_max: usize, checkpoint: u64) {
         if self.in_flight {
             return;
         }
@@ -212,7 +238,7 @@ impl Prewriter {
             }
             self.retry_at_us = None;
         }
-        if self.step == Step::Idle && !self.begin(slots) {
+        if self.step == Step::Idle && !self.begin(slots, checkpoint) {
             return;
         }
         let op = match self.step {
@@ -250,7 +276,7 @@ impl Prewriter {
     }
 
     /// Chooses what to make, if anything is wanted.
-    fn begin(&mut self, slots: &[Slot]) -> bool {
+    fn begin(&mut self, slots: &[Slot], checkpoint: u64) -> bool {
         self.making = slots.iter().position(|slot| slot.state == SlotState::Making);
         if self.making.is_some() {
             self.step = Step::Allocating;
@@ -261,9 +287,8 @@ impl Prewriter {
             self.exhausted = false;
             return false;
         }
-        let total: u64 = slots.iter().map(|slot| slot.capacity).sum();
         let next = capacity_of(SlotId(slots.len() as u32), self.segment_size);
-        if self.disk_limit.is_some_and(|limit| total + next > limit) {
+        if self.disk_limit.is_some_and(|limit| disk_need(slots, next, checkpoint) > limit) {
             self.exhausted = true;
             return false;
         }
@@ -303,6 +328,7 @@ impl Prewriter {
                     capacity,
                     edges: Vec::new(),
                     sidecar: None,
+                    sidecar_bytes: 0,
                     state: SlotState::Making,
                 });
                 self.making = Some(slots.len() - 1);

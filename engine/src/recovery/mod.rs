@@ -392,7 +392,10 @@ impl Recovery<'_> {
                 Err(_) => {}
             }
             let edges = block_edges(&facts.extent_edges);
-            self.slots.push(Slot { id: *id, file, capacity, edges, sidecar: None, state });
+            let sidecar = sidecar_file(*id);
+            let sidecar_bytes =
+                entries.iter().find(|entry| entry.name == sidecar).map_or(0, |entry| entry.size);
+            self.slots.push(Slot { id: *id, file, capacity, edges, sidecar: None, sidecar_bytes, state });
         }
         self.headers.sort_by_key(|(_, facts)| (facts.base, facts.seq));
         Ok(())
@@ -463,6 +466,7 @@ impl Recovery<'_> {
         self.write_superblock(file, path, &superblock)?;
         self.sync_dir(&self.options.directory.clone())?;
         Ok(LogStart {
+            checkpoint_bytes: 0,
             slots: std::mem::take(&mut self.slots),
             segments: VecDeque::new(),
             chain: 0,
@@ -616,7 +620,11 @@ impl Recovery<'_> {
                 return Err(self.root_damage(&path, "the active segment has no valid header"));
             }
         }
+        let files = self.ring.list_dir(&self.options.directory).unwrap_or_default();
+        let checkpoints = files.iter().filter(|file| file.name.starts_with("checkpoint."));
+        let checkpoint_bytes = checkpoints.map(|file| file.size).max().unwrap_or(0);
         Ok(LogStart {
+            checkpoint_bytes,
             slots: std::mem::take(&mut self.slots),
             segments,
             chain: point.chain,

@@ -247,6 +247,7 @@ impl Shard {
     fn publish(&mut self, ring: &mut Ring, capture: Capture) -> Step {
         let Capture { mut facts, mut bytes, .. } = capture;
         facts.total = bytes.len() as u64;
+        self.log.note_checkpoint(facts.total);
         bytes[..BLOCK_SIZE].copy_from_slice(&facts.encode());
         let number = checkpoint_number(facts.sequence);
         let path = self.options.directory.join(checkpoint_file(number));

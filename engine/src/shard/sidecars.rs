@@ -95,7 +95,8 @@ impl Shard {
             return;
         }
         let facts = segment.facts;
-        let (end, file) = (segment.end, self.log.slots()[segment.slot].sidecar);
+        let (end, slot) = (segment.end, segment.slot);
+        let file = self.log.slots()[slot].sidecar;
         let path = self.log.sidecar_path(facts.slot);
         // Sorted for good: a partition's entries are in the order of offsets either way.
         let entries = match self.log.segment_mut(facts.seq) {
@@ -107,6 +108,7 @@ impl Shard {
         };
         let bytes = sidecar::encode(facts.seq, facts.incarnation, facts.base, end, entries);
         let (refs, entries) = (refs_of(facts.seq, entries), entries.len() as u32);
+        self.log.note_sidecar(slot, bytes.len() as u64);
         let Some(mut publish) = Publish::new(ring, room::SIDECAR, path, file, bytes) else { return };
         let may_write = publish.wants_write() && self.log.take_background_write(ring);
         publish.step(ring, may_write);

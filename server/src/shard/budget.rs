@@ -45,10 +45,13 @@ impl Budget {
 
     /// Whether one that holds `holds` may have `more`.
     pub(super) fn fits(&self, holds: usize, more: usize) -> bool {
-        let share = match holds + more {
-            ..=CONNECTION_MEMORY_SMALL => self.limit,
-            ..=CONNECTION_MEMORY_LARGE => self.limit / 4 * 3,
-            _ => self.limit / 2,
+        let would_hold = holds + more;
+        let share = if would_hold <= CONNECTION_MEMORY_SMALL {
+            self.limit
+        } else if would_hold <= CONNECTION_MEMORY_LARGE {
+            self.limit / 4 * 3
+        } else {
+            self.limit / 2
         };
         self.used + more <= share
     }

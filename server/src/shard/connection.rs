@@ -348,6 +348,11 @@ impl Connection {
         self.sending.is_some() || (self.out.is_empty() && !(self.peer_finished && asked))
     }
 
+    /// Output is with the kernel.
+    pub(super) fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
     /// Everything was sent and nothing waits for an answer.
     pub(super) fn is_quiet(&self) -> bool {
         self.backlog() == 0 && self.in_flight == 0 && self.current.is_none()

@@ -41,6 +41,9 @@ const COMPLETIONS_PER_TURN: usize = 512;
 const SWEEP_PERIOD_US: u64 = 1_000_000;
 /// How long a peer may leave its last answers where they are: from the last byte that it took.
 const FINISH_TIME_US: u64 = 5_000_000;
+/// How long a peer may take none of what is sent to it, and how long when memory is short: others wait for it.
+const UNTAKEN_US: u64 = 30_000_000;
+const UNTAKEN_PRESSED_US: u64 = 5_000_000;
 /// How long input is thrown away for a peer that does not finish, and how much.
 const LINGER_TIME_US: u64 = 1_000_000;
 const LINGER_BYTES_MAX: usize = 16 << 20;
@@ -108,7 +111,7 @@ pub struct ServerStats {
     pub accept_failures: u64,
     /// Bytes held for connections now.
     pub connection_bytes: u64,
-    /// Connections closed because a message did not become whole in time.
+    /// Connections closed because a message did not become whole, or what was sent was not taken, in time.
     pub closed_slow: u64,
     /// Connections closed because nothing was heard for long and nothing was outstanding.
     pub closed_idle: u64,
@@ -595,6 +598,7 @@ impl ShardServer {
         let ms = |since: u64| now.saturating_sub(since) / 1000;
         let waits_ms = connection.message_since_us.filter(|_| connection.is_receiving()).map(ms);
         let still = now.saturating_sub(connection.moved_us);
+        let untaken_us = if self.budget.is_pressed() { UNTAKEN_PRESSED_US } else { UNTAKEN_US };
         match connection.life {
             Life::Fresh if ms(connection.since_us) >= PRE_HELLO_TIME_MS => {
                 let message = "no HELLO within 5 seconds";
@@ -608,6 +612,10 @@ impl ShardServer {
             Life::Open if connection.is_idle() && ms(connection.heard_us) >= IDLE_TIME_MS => {
                 self.stats.closed_idle += 1;
                 connection.finish(now);
+            }
+            Life::Open if connection.is_sending() && still >= untaken_us => {
+                self.stats.closed_slow += 1;
+                connection.close(&mut self.ring);
             }
             Life::Open => connection.shrink(),
             // A peer that does not take its last answers is not waited for.

@@ -7,7 +7,7 @@
 //! A reader lives at the shard that owns its partition; its connection may be at another.
 
 use super::ShardServer;
-use super::connection::OUT_SOFT;
+use super::connection::{INPUT_MIN, OUT_SOFT};
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
 use super::requests::{FETCH_TAG, end_subscription};
 use ringmq_engine::shard::Fetched;
@@ -296,9 +296,7 @@ impl ShardServer {
                     return Served::Gone;
                 }
                 let (backlog, held) = (connection.backlog(), connection.held());
-                if backlog >= OUT_SOFT
-                    || !self.budget.grants(origin.connection, held, max_bytes.min(OUT_SOFT))
-                {
+                if backlog >= OUT_SOFT || !self.budget.grants(origin.connection, held, INPUT_MIN) {
                     self.block(origin, backlog, held);
                     return Served::Blocked;
                 }

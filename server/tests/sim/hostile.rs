@@ -514,6 +514,12 @@ impl Attack {
         response: &Response<'_>,
         frames: &[u8],
     ) -> Checked {
+        if let Response::Error(body) = response
+            && body.error_code() == Some(ErrorCode::TooManyConnections)
+        {
+            // Turned away at the door, for want of memory.
+            self.excused = true;
+        }
         let Response::Push(fields) = response else { return Ok(()) };
         if self.kind != Kind::Resubscribe {
             return Ok(());

@@ -529,7 +529,9 @@ impl Harness {
     fn check_empty(&mut self) -> Step {
         self.pump_until("the end of all that was held for clients", 10_000_000, |own| {
             let servers = own.threads.iter().filter_map(|thread| thread.server.as_ref());
-            servers.into_iter().all(|server| server.held() == Default::default())
+            servers
+                .into_iter()
+                .all(|server| server.held() == Default::default() && server.stats().connection_bytes == 0)
         })
     }
 

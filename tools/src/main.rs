@@ -5,6 +5,7 @@
 //! an exit code.
 
 mod bench;
+mod child;
 mod cli;
 mod completions;
 mod demo;

@@ -2,7 +2,7 @@
 //!
 //! Invariants  N1  start <= visible <= next. `next` moves at append, `visible` when the log is durable, `start`
 //!                 when a segment is retired; none ever goes back.
-//!             N2  `frames` is contiguous up to `next`, and sorted.
+//!             N2  `frames` is sorted, and contiguous up to `next` but for what lay in a range set aside (`skip_to`).
 //!             N3  An offset is given once: `next` comes from the log or a checkpoint, never from a guess.
 //! Ignorant of files, groups and connections.
 
@@ -150,9 +150,15 @@ impl Partition {
     /// Enters a frame whose effect is known already (from a checkpoint) but whose place is not.
     pub fn push_index(&mut self, frame: FrameRef) {
         if let Some(last) = self.frames.back() {
-            assert_eq!(last.end_offset(), frame.first_offset, "partition {}: frames are contiguous", self.id); // N2
+            assert!(last.end_offset() <= frame.first_offset, "partition {}: frames are in order", self.id); // N2
         }
         self.frames.push_back(frame);
+    }
+
+    /// Leaves out offsets whose records are in a range of the log that an operator has set aside.
+    pub fn skip_to(&mut self, next: Offset) {
+        assert!(next >= self.next, "next goes back from {} to {next}", self.next);
+        self.next = next;
     }
 
     /// Moves what consumers may read.
@@ -168,7 +174,7 @@ impl Partition {
         self.update_start();
     }
 
-    /// Where the record at `offset` is.
+    /// Where the record at `offset` is; the frame behind it if its own was lost.
     pub fn locate(&self, offset: Offset) -> Place {
         if let Some(first) = self.frames.front()
             && offset >= first.first_offset

@@ -1,11 +1,13 @@
 //! Counts operations that the kernel handed to a worker thread because they could not be done at once: on the write
 //! path there must be none but the flush.
 //!
-//! The kernel's tracepoint `io_uring:io_uring_queue_async_work` counts them exactly, by operation and by who asked for it; it needs root.
-//! Without it only the worker threads can be counted, and that a flush needs one hides what else ran there.
+//! The kernel's tracepoint `io_uring:io_uring_queue_async_work` counts them exactly, by operation; it needs root.
+//! Groups are the only writes from registered buffers, so they are WRITE_FIXED; how many of those were submitted is
+//! traced, too, because without registration they are WRITE like those of superblock, sidecars and checkpoints.
+//! Without the tracepoint only the worker threads can be counted, and that a flush needs one hides what else ran
+//! there.
 
-use ringmq_engine::log::room;
-use ringmq_engine::ring::Token;
+use io_uring::opcode;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::collections::BTreeMap;
@@ -13,57 +15,56 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const EVENT: &str = "events/io_uring/io_uring_queue_async_work";
+/// Its name since Linux 6.4; without it every write counts as one of a group.
+const SUBMIT: &str = "events/io_uring/io_uring_submit_req";
+const GROUP_WRITE: &str = "WRITE_FIXED";
 /// Of the trace's buffer on each core: some hundred thousand punts.
 const BUFFER_KIB: u32 = 16 << 10;
 
 /// Names of the kernel's worker threads for a ring begin so.
 const WORKER: &str = "iou-wrk-";
 
-/// Punts by who asked and operation, and how many more the buffer had no room for.
+/// Operations by name.
+type Counts = BTreeMap<String, u64>;
+
+/// Punts by operation, and how many more the buffer had no room for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Punts {
-    pub(super) by_operation: BTreeMap<(&'static str, String), u64>,
+    punted: Counts,
+    /// Writes only.
+    submitted: Counts,
     pub(super) overrun: u64,
 }
 
 impl Punts {
     pub(super) fn add(&mut self, other: &Self) {
-        for (operation, count) in &other.by_operation {
-            *self.by_operation.entry(operation.clone()).or_default() += count;
+        for (all, one) in [(&mut self.punted, &other.punted), (&mut self.submitted, &other.submitted)] {
+            for (operation, count) in one {
+                *all.entry(operation.clone()).or_default() += count;
+            }
         }
         self.overrun += other.overrun;
     }
 
-    /// On the way to an acknowledgement: writes of groups.
-    pub(super) fn on_write_path(&self) -> u64 {
-        self.by_operation.iter().filter(|((who, _), _)| *who == GROUPS).map(|(_, count)| count).sum()
+    /// Writes of groups, of which there were so many; every write, if those cannot be told from others.
+    pub(super) fn on_write_path(&self, groups: f64) -> u64 {
+        let submitted = self.submitted.get(GROUP_WRITE).copied().unwrap_or(0);
+        let told_apart = groups > 0.0 && submitted as f64 >= groups;
+        let counts = |name: &str| name == GROUP_WRITE || (!told_apart && name.starts_with("WRITE"));
+        self.punted.iter().filter(|(name, _)| counts(name)).map(|(_, count)| count).sum()
     }
 
-    /// `flushes: FSYNC 695`, and so on.
+    /// `FSYNC 695, WRITE 71 of 90 submitted`.
     pub(super) fn text(&self) -> String {
-        let parts: Vec<_> = self
-            .by_operation
-            .iter()
-            .map(|((who, operation), count)| format!("{who}: {operation} {count}"))
-            .collect();
-        if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
-    }
-}
-
-const GROUPS: &str = "groups";
-
-/// Who asked for an operation.
-fn asker(user_data: u64) -> &'static str {
-    match Token::unpack(user_data).room {
-        room::GROUP => GROUPS,
-        room::FLUSH => "flushes",
-        room::ACTIVATE => "segment headers",
-        room::SUPERBLOCK => "superblock",
-        room::PREWRITE => "pre-writing",
-        room::SIDECAR => "sidecars",
-        room::CHECKPOINT => "checkpoints",
-        room::COLD => "cold reads",
-        _ => "others",
+        let mut names: Vec<&String> = self.punted.keys().chain(self.submitted.keys()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let part = |name: &String| {
+            let punted = self.punted.get(name).copied().unwrap_or(0);
+            let of = self.submitted.get(name).map_or_else(String::new, |n| format!(" of {n} submitted"));
+            format!("{name} {punted}{of}")
+        };
+        names.into_iter().map(part).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -84,7 +85,14 @@ impl Trace {
         let filter: Vec<_> =
             threads(pid, "shard-").iter().map(|tid| format!("common_pid == {tid}")).collect();
         trace.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
-        trace.write(&format!("{EVENT}/filter"), &filter.join(" || "))?;
+        let threads = filter.join(" || ");
+        if trace.instance.join(SUBMIT).exists() {
+            let writes =
+                [opcode::Write::CODE, opcode::WriteFixed::CODE].map(|code| format!("opcode == {code}"));
+            trace.write(&format!("{SUBMIT}/filter"), &format!("({threads}) && ({})", writes.join(" || ")))?;
+            trace.write(&format!("{SUBMIT}/enable"), "1")?;
+        }
+        trace.write(&format!("{EVENT}/filter"), &threads)?;
         trace.write(&format!("{EVENT}/enable"), "1")?;
         Ok(trace)
     }
@@ -96,11 +104,11 @@ impl Trace {
 
     /// What was seen since the start.
     pub(super) fn finish(self) -> Result<Punts, String> {
-        self.write(&format!("{EVENT}/enable"), "0")?;
+        self.write("events/enable", "0")?;
         let read = |path: &Path| {
             fs::read_to_string(path).map_err(|e| format!("cannot read {} of the trace: {e}", path.display()))
         };
-        let mut punts = Punts { by_operation: count(&read(&self.instance.join("trace"))?), overrun: 0 };
+        let mut punts = count(&read(&self.instance.join("trace"))?);
         let cores = fs::read_dir(self.instance.join("per_cpu")).map_err(|e| e.to_string())?;
         for core in cores.flatten() {
             let stats = read(&core.path().join("stats"))?;
@@ -137,18 +145,17 @@ fn tracefs() -> Result<(PathBuf, Option<OwnedFd>), String> {
     Ok((path, Some(mount)))
 }
 
-fn count(trace: &str) -> BTreeMap<(&'static str, String), u64> {
-    let mut counts = BTreeMap::new();
-    let field = |line: &str, name: &str| {
-        let (_, rest) = line.split_once(name)?;
-        Some(rest.split(',').next().unwrap_or(rest).trim().to_owned())
-    };
+fn count(trace: &str) -> Punts {
+    let mut found = Punts::default();
     for line in trace.lines().filter(|line| !line.starts_with('#')) {
-        let Some(operation) = field(line, "opcode ") else { continue };
-        let user_data = field(line, "user_data 0x").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
-        *counts.entry((user_data.map_or("others", asker), operation)).or_default() += 1;
+        let Some((event, rest)) = line.split_once("opcode ") else { continue };
+        let counts = match event.contains("io_uring_submit_req:") {
+            true => &mut found.submitted,
+            false => &mut found.punted,
+        };
+        *counts.entry(rest.split(',').next().unwrap_or(rest).trim().to_owned()).or_default() += 1;
     }
-    counts
+    found
 }
 
 /// Threads of a process whose names begin so.
@@ -170,23 +177,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn punts_are_counted_by_who_asked_and_operation() {
-        let line = |room: u8, operation: &str| {
-            let user_data = Token::new(room, 7, 9).pack();
+    fn punts_are_counted_by_operation_and_groups_are_told_apart() {
+        let line = |event: &str, operation: &str| {
             format!(
-                "  shard-00-812 [000] ..... 1.0: io_uring_queue_async_work: ring 00c8, request 00f8, \
-                 user_data {user_data:#x}, opcode {operation}, flags 0x11, normal queue, work 00b0\n"
+                "  shard-00-812 [000] ..... 1.0: {event}: ring 00c8, request 00f8, user_data 0x100000003, \
+                 opcode {operation}, flags 0x11, normal queue, work 00b0\n"
             )
         };
+        let (punt, submit) = ("io_uring_queue_async_work", "io_uring_submit_req");
         let trace = "# tracer: nop\n".to_owned()
-            + &line(room::FLUSH, "FSYNC")
-            + &line(room::GROUP, "WRITE_FIXED")
-            + &line(room::FLUSH, "FSYNC")
-            + &line(room::SIDECAR, "WRITE");
-        let mut punts = Punts { by_operation: count(&trace), overrun: 0 };
-        assert_eq!(punts.text(), "flushes: FSYNC 2, groups: WRITE_FIXED 1, sidecars: WRITE 1");
+            + &line(submit, "WRITE_FIXED")
+            + &line(submit, "WRITE_FIXED")
+            + &line(submit, "WRITE")
+            + &line(punt, "FSYNC")
+            + &line(punt, "WRITE")
+            + &line(punt, "WRITE_FIXED");
+        let mut punts = count(&trace);
+        assert_eq!(punts.text(), "FSYNC 1, WRITE 1 of 1 submitted, WRITE_FIXED 1 of 2 submitted");
+        assert_eq!(punts.on_write_path(2.0), 1, "groups are WRITE_FIXED");
+        assert_eq!(punts.on_write_path(3.0), 2, "not all of them: every write counts");
         punts.add(&punts.clone());
-        assert_eq!(punts.on_write_path(), 2);
+        assert_eq!(punts.on_write_path(4.0), 2);
     }
 
     #[test]

@@ -8,16 +8,19 @@ use proptest::prelude::*;
 use ringmq_engine::format::group::GroupHeader;
 use ringmq_engine::format::record::ProducerStamp;
 use ringmq_engine::format::segment::{FIRST_GROUP, SegmentFacts};
+use ringmq_engine::format::superblock::Durability;
 use ringmq_engine::format::{Epoch, Lsn, SegmentSeq, ShardId, SlotId};
 use ringmq_engine::planted::{Bug, Planted};
-use ringmq_engine::recovery::OpenError;
 use ringmq_engine::recovery::decide::Row;
+use ringmq_engine::recovery::offline::{Refused, change_superblock, measure_durability, read_superblock};
 use ringmq_engine::recovery::scan::{ScanPoint, examine, highest_witness};
+use ringmq_engine::recovery::{OpenError, OpenOptions};
 use ringmq_engine::ring::Errno;
 use ringmq_engine::ring::sim::{DiskImage, Fault, Harm, OpKind};
 use ringmq_engine::shard::AppendError;
+use ringmq_engine::shard::offline::{find_refused, set_aside};
 use sim::plan::Plan;
-use sim::{Harness, NODE, directory};
+use sim::{Harness, NODE, NODE_ID, directory};
 use std::path::PathBuf;
 
 /// A shard with a topic of two partitions.
@@ -132,6 +135,127 @@ fn a_damaged_header_with_a_witness_refuses_the_shard() {
         flip(&harness, segment_path(0), position + at);
         assert_eq!(row_of(&mut harness), Some(Row::B), "byte {at} of the group");
     }
+}
+
+fn offline(harness: &Harness) -> OpenOptions {
+    OpenOptions {
+        directory: directory(0),
+        shard: ShardId(0),
+        node_id: NODE_ID,
+        segment_size: harness.plan.segment_size,
+        durability: None,
+        planted: Planted::default(),
+    }
+}
+
+/// What an operator would set aside. The ring stays alive to its end.
+fn refused(harness: &Harness) -> Vec<Refused> {
+    let mut ring = harness.world.ring(NODE);
+    let found = find_refused(&mut ring, &offline(harness), harness.plan.shards, &mut |_, _| {});
+    found.unwrap()
+}
+
+#[test]
+fn a_damaged_range_is_set_aside_and_what_lies_behind_it_is_served() {
+    for at in [0, 40, 64 + 8] {
+        let mut harness = crashed();
+        let (position, header) = a_group(&harness);
+        flip(&harness, segment_path(0), position + at);
+        assert_eq!(row_of(&mut harness), Some(Row::B));
+        let found = refused(&harness);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].row, found[0].position), (Row::B, position));
+        assert_eq!(found[0].end.0 - found[0].start.0, header.total() as u64, "up to the next group");
+        let frames: u64 = found[0].recognised.partitions.values().map(|known| known.0).sum();
+        assert_eq!(frames, u64::from(at < 64), "a frame is recognised by its own header");
+        assert_eq!(refused(&harness), found, "looking changes nothing");
+        let mut ring = harness.world.ring(NODE);
+        let (before, after) = set_aside(&mut ring, &offline(&harness), &found).unwrap();
+        assert!(after.epoch > before.epoch && after.quarantine.len() == before.quarantine.len() + 1);
+        drop(ring);
+        harness.world.power_off(NODE); // it is durable already
+        assert!(refused(&harness).is_empty());
+        harness.world.power_off(NODE);
+        // One frame is lost, every other one is compared; first out of RAM, then through sidecars.
+        harness.try_start().unwrap().unwrap();
+        assert_eq!(harness.reports[0].set_aside, [(found[0].start, found[0].end)]);
+        let lost = std::mem::take(&mut harness.damaged);
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        fill(&mut harness, 8);
+        harness.crash();
+        harness.try_start().unwrap().unwrap();
+        assert_eq!(std::mem::take(&mut harness.damaged), lost);
+        fill(&mut harness, 2);
+        harness.stop_cleanly().unwrap();
+        harness.try_start().unwrap().unwrap();
+        assert_eq!(harness.damaged, lost);
+    }
+}
+
+#[test]
+fn a_lost_frame_is_a_hole_in_the_index_of_a_sealed_segment_too() {
+    let mut plan = Plan::calm();
+    plan.segment_size = 32 * 4096;
+    plan.checkpoint_interval = 1 << 30;
+    let mut harness = shard(plan);
+    fill(&mut harness, 12);
+    harness.pass(20_000).unwrap();
+    harness.crash();
+    let (position, _) = a_group(&harness);
+    flip(&harness, segment_path(0), position);
+    assert_eq!(row_of(&mut harness), Some(Row::B));
+    let found = refused(&harness);
+    let mut ring = harness.world.ring(NODE);
+    set_aside(&mut ring, &offline(&harness), &found).unwrap();
+    drop(ring);
+    harness.world.power_off(NODE);
+    harness.try_start().unwrap().unwrap();
+    let lost = std::mem::take(&mut harness.damaged);
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    fill(&mut harness, 120);
+    harness.pass(100_000).unwrap();
+    assert!(harness.live[0].shard.log().segments()[0].sidecar.is_some());
+    harness.stop_cleanly().unwrap();
+    harness.try_start().unwrap().unwrap();
+    assert_eq!(harness.damaged, lost);
+}
+
+#[test]
+fn two_damaged_ranges_and_one_that_cannot_be_read_are_all_found() {
+    let mut harness = crashed();
+    let with_frames: Vec<_> =
+        groups(&harness, 0).into_iter().filter(|(_, header)| header.frames.get() > 0).collect();
+    flip(&harness, segment_path(0), with_frames[2].0);
+    flip(&harness, segment_path(0), with_frames[5].0 + 40);
+    harness.world.make_unreadable(NODE, segment_path(0), with_frames[8].0, 512).unwrap();
+    let found = refused(&harness);
+    assert_eq!(found.iter().map(|one| one.row).collect::<Vec<_>>(), [Row::B, Row::B, Row::C]);
+    let mut ring = harness.world.ring(NODE);
+    set_aside(&mut ring, &offline(&harness), &found).unwrap();
+    drop(ring);
+    harness.world.power_off(NODE);
+    harness.damage_is_expected = true;
+    harness.try_start().unwrap().unwrap();
+    assert_eq!(harness.damaged.len(), 3);
+}
+
+#[test]
+fn a_superblock_is_changed_with_a_new_epoch_and_calibration_leaves_the_log_alone() {
+    let mut harness = crashed();
+    let mut ring = harness.world.ring(NODE);
+    let options = offline(&harness);
+    measure_durability(&mut ring, &directory(0).join("scratch")).unwrap();
+    let old = read_superblock(&mut ring, &options).unwrap();
+    let other = match old.durability {
+        Durability::Flush => Durability::Dsync,
+        Durability::Dsync => Durability::Flush,
+    };
+    change_superblock(&mut ring, &options, |superblock| superblock.durability = other).unwrap();
+    drop(ring);
+    harness.crash();
+    harness.try_start().unwrap().unwrap();
+    let new = harness.live[0].shard.log().superblock();
+    assert!(new.durability == other && new.epoch.0 == old.epoch.0 + 2, "its own and that of the start");
 }
 
 #[test]

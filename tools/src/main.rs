@@ -5,8 +5,10 @@
 //! an exit code.
 
 mod bench;
+mod child;
 mod cli;
 mod completions;
+mod data;
 mod demo;
 mod doctor;
 mod failure;
@@ -14,6 +16,7 @@ mod format;
 mod lines;
 mod link;
 mod man;
+mod offline;
 mod publish;
 mod screen;
 mod server;
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Verb::Topic(args) => topic::run(&args, &common),
         Verb::Demo(args) => demo::run(&args, &common),
         Verb::Doctor(args) => doctor::run(&args, &common),
+        Verb::Data(args) => data::run(&args, &common),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     };

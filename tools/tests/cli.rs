@@ -7,7 +7,8 @@ mod common;
 use common::{BINARY, ringmq, run, text};
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 9] = ["server", "pub", "sub", "topic", "demo", "doctor", "bench", "completions", "man"];
+const VERBS: [&str; 10] =
+    ["server", "pub", "sub", "topic", "demo", "doctor", "data", "bench", "completions", "man"];
 
 #[test]
 fn every_verb_has_help() {
@@ -79,7 +80,9 @@ fn completions_and_manual_pages_are_generated() {
     assert!(text(&run(&["man"]).stdout).contains(".TH ringmq 1"));
     let dir = tempfile::tempdir().unwrap();
     assert!(ringmq().arg("man").arg(dir.path().join("man1")).status().unwrap().success());
-    for page in ["ringmq.1", "ringmq-server.1", "ringmq-doctor.1"] {
+    for page in
+        ["ringmq.1", "ringmq-server.1", "ringmq-doctor.1", "ringmq-bench-goals.1", "ringmq-data-quarantine.1"]
+    {
         assert!(dir.path().join("man1").join(page).is_file(), "{page}");
     }
     let output = run(&["man", "/proc/nowhere"]);

@@ -2,7 +2,8 @@
 //!
 //! Invariants  N1  start <= visible <= next. `next` moves at append, `visible` when the log is durable, `start`
 //!                 when a segment is retired; none ever goes back.
-//!             N2  The frames in RAM are contiguous up to `next`.
+//!             N2  The frames in RAM are in order, and contiguous up to `next` but for what lay in a range set aside
+//!                 (`skip_to`).
 //!             N3  An offset is given once: `next` comes from the log or a checkpoint, never from a guess.
 //! Ignorant of files, groups and connections.
 
@@ -166,7 +167,7 @@ impl Partition {
     /// Enters a frame whose effect is known already (from a checkpoint) but whose place is not.
     pub fn push_index(&mut self, index: &mut FrameIndex, frame: FrameRef) {
         if self.newest != 0 {
-            assert_eq!(self.indexed_end, frame.first_offset, "partition {}: frames are contiguous", self.id); // N2
+            assert!(self.indexed_end <= frame.first_offset, "partition {}: frames are in order", self.id); // N2
         }
         self.newest = index.push(frame, self.newest);
         self.indexed_end = frame.end_offset();
@@ -175,6 +176,12 @@ impl Partition {
             self.unmarked = 0;
             self.marks.push(self.newest);
         }
+    }
+
+    /// Leaves out offsets whose records are in a range of the log that an operator has set aside.
+    pub fn skip_to(&mut self, next: Offset) {
+        assert!(next >= self.next, "next goes back from {} to {next}", self.next);
+        self.next = next;
     }
 
     /// Moves what consumers may read.
@@ -190,13 +197,15 @@ impl Partition {
         self.update_start(index);
     }
 
-    /// Where the record at `offset` is.
+    /// Where the record at `offset` is; the frame behind it if its own was lost.
     pub fn locate(&self, index: &FrameIndex, offset: Offset) -> Place {
         if index.keeps(self.newest) && offset >= self.indexed_end {
             return Place::Nowhere;
         }
-        let frame = self.first_frame(index, |frame| frame.end_offset() > offset);
-        if let Some(frame) = frame.filter(|frame| frame.first_offset <= offset) {
+        let in_ram = |oldest: FrameRef| oldest.first_offset <= offset;
+        if let Some(frame) = self.first_frame(index, |frame| frame.end_offset() > offset)
+            && (frame.first_offset <= offset || self.oldest_frame(index).is_some_and(in_ram))
+        {
             return Place::Frame(frame);
         }
         let index = self.segments.partition_point(|segment| segment.first_offset.get() <= offset.0);

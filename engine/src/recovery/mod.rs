@@ -12,6 +12,7 @@
 //! Ignorant of connections and of what frames mean: a visitor replays them.
 
 pub mod decide;
+pub mod offline;
 pub mod scan;
 
 use crate::log::slots::{Slot, SlotState, block_edges, capacity_of, parse_name, sidecar_file, slot_file};
@@ -106,6 +107,8 @@ pub struct RecoveryReport {
     pub damaged_frames: Vec<(PathBuf, u64)>,
     /// Groups of which only the padding is damaged.
     pub damaged_padding: u64,
+    /// Ranges that an operator has set aside, as far as the scan met them.
+    pub set_aside: Vec<(Lsn, Lsn)>,
     /// The shard was stopped cleanly.
     pub clean: bool,
     /// The named checkpoint could not be read and the one before was used, or everything was read.
@@ -133,6 +136,8 @@ pub struct OpenOptions {
 pub trait Visitor {
     /// A chunk of the checkpoint, in the order of the file. `scan` is the first segment that is read again.
     fn chunk(&mut self, chunk: &Chunk<'_>, scan: SegmentSeq, scan_base: Lsn) -> Result<(), Corruption>;
+    /// What lay between two places of the log is set aside by an operator, and nothing is known of it.
+    fn gap(&mut self, start: Lsn, end: Lsn);
     /// A frame of the log, in log order. Payloads of damaged frames are not to be looked at.
     fn frame(&mut self, lsn: Lsn, frame: &Frame<'_>) -> Result<(), Corruption>;
     /// Bytes read so far and bytes there may be at most, for progress.
@@ -149,6 +154,26 @@ struct Recovery<'a> {
     /// Headers of slots that hold or held a segment: index in `slots`, facts.
     headers: Vec<(usize, SegmentFacts)>,
     bytes_total: u64,
+    /// Group that is being examined: index in `slots`, its segment, its place.
+    at: Option<(usize, SegmentFacts, ScanPoint)>,
+    /// Nothing is made and nothing is written.
+    read_only: bool,
+}
+
+/// How long durable writes took, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// Median of a write and a flush, in microseconds.
+    pub flush_us: u64,
+    /// Median of a write with RWF_DSYNC, in microseconds.
+    pub dsync_us: u64,
+}
+
+impl Calibration {
+    /// `flush` unless `dsync` clearly wins, because flushes of several groups can be one.
+    pub fn choice(self) -> Durability {
+        if self.dsync_us * 10 < self.flush_us * 7 { Durability::Dsync } else { Durability::Flush }
+    }
 }
 
 /// Opens the log of a shard. Blocks; completions of other ops stay in the ring.
@@ -157,17 +182,8 @@ pub fn open(
     options: &OpenOptions,
     visitor: &mut dyn Visitor,
 ) -> Result<(LogStart, RecoveryReport), OpenError> {
-    let buffer = ring.memory.alloc(GROUP_SIZE_MAX + READ_SIZE, false).ok_or(OpenError::NoMemory)?;
-    let mut recovery = Recovery {
-        ring,
-        options,
-        visitor,
-        report: RecoveryReport::default(),
-        buffer,
-        slots: Vec::new(),
-        headers: Vec::new(),
-        bytes_total: 0,
-    };
+    let mut recovery = Recovery::new(ring, options, visitor, false)?;
+    let buffer = recovery.buffer;
     let start = recovery.run();
     let report = std::mem::take(&mut recovery.report);
     ring.memory.free(buffer);
@@ -237,37 +253,31 @@ fn measure(ring: &mut Ring, buffer: BufferId, file: FileId, path: &Path) -> Resu
     let write = Op::Write { file, from: zeros, position: 0, durable: false };
     ring.run(write).map_err(|error| io("writing", path, error))?;
     ring.run(Op::SyncAll { file }).map_err(|error| io("syncing", path, error))?;
-    calibrate(ring, buffer, file, path)
+    Ok(calibrate(ring, buffer, file, path)?.choice())
 }
 
-/// Which call makes a small write durable sooner on this device; `flush` unless `dsync` clearly wins, because flushes
-/// of several groups can be one.
-fn calibrate(ring: &mut Ring, buffer: BufferId, file: FileId, path: &Path) -> Result<Durability, OpenError> {
-    let mut medians = [0u64; 2];
-    for (median, durable) in medians.iter_mut().zip([false, true]) {
-        let begun = ring.read_clock().mono_us;
-        let mut times = Vec::with_capacity(CALIBRATION_WRITES);
-        while times.len() < CALIBRATION_WRITES {
-            let before = ring.read_clock().mono_us;
-            if times.len() > 2 && before - begun > CALIBRATION_TIME_US {
-                break;
-            }
-            let from = BufRange::new(buffer, 0, BLOCK_SIZE);
-            let op = Op::Write { file, from, position: 0, durable };
-            ring.run(op).map_err(|error| io("writing", path, error))?;
-            if !durable {
-                ring.run(Op::SyncData { file }).map_err(|error| io("syncing", path, error))?;
-            }
-            times.push(ring.read_clock().mono_us - before);
-        }
-        times.sort_unstable();
-        *median = times[times.len() / 2];
+impl<'a> Recovery<'a> {
+    fn new(
+        ring: &'a mut Ring,
+        options: &'a OpenOptions,
+        visitor: &'a mut dyn Visitor,
+        read_only: bool,
+    ) -> Result<Self, OpenError> {
+        let buffer = ring.memory.alloc(GROUP_SIZE_MAX + READ_SIZE, false).ok_or(OpenError::NoMemory)?;
+        Ok(Self {
+            ring,
+            options,
+            visitor,
+            report: RecoveryReport::default(),
+            buffer,
+            slots: Vec::new(),
+            headers: Vec::new(),
+            bytes_total: 0,
+            at: None,
+            read_only,
+        })
     }
-    let [flush, dsync] = medians;
-    Ok(if dsync * 10 < flush * 7 { Durability::Dsync } else { Durability::Flush })
-}
 
-impl Recovery<'_> {
     fn run(&mut self) -> Result<LogStart, OpenError> {
         let log_dir = self.options.directory.join("log");
         self.ring.make_dirs(&log_dir).map_err(|error| io("making", &log_dir, error))?;
@@ -296,7 +306,7 @@ impl Recovery<'_> {
 
     /// Opens a file and makes durable what may be in a cache (V1).
     fn open_file(&mut self, path: &Path) -> Result<FileId, OpenError> {
-        let op = Op::Open { path: path.to_owned(), create: true };
+        let op = Op::Open { path: path.to_owned(), create: !self.read_only };
         let file = FileId(self.ring.run(op).map_err(|error| io("opening", path, error))?);
         if !self.options.planted.has(Bug::NoSyncBeforeRead) {
             self.ring.run(Op::SyncAll { file }).map_err(|error| io("syncing", path, error))?;
@@ -446,7 +456,7 @@ impl Recovery<'_> {
         self.ring.run(Op::SyncAll { file }).map_err(|error| io("syncing", path, error))?;
         let durability = match self.options.durability {
             Some(durability) => durability,
-            None => calibrate(self.ring, self.buffer, file, path)?,
+            None => calibrate(self.ring, self.buffer, file, path)?.choice(),
         };
         let superblock = Superblock {
             shard: self.options.shard,
@@ -697,7 +707,13 @@ impl Recovery<'_> {
         path: &Path,
         sequence: u64,
     ) -> Result<Result<(CheckpointFacts, Vec<u8>), Corruption>, OpenError> {
-        let file = self.open_file(path)?;
+        let file = match self.open_file(path) {
+            Err(OpenError::Io { error: Errno::NOENT, .. }) => {
+                return Ok(CheckpointFacts::parse(&[], self.options.shard, sequence)
+                    .map(|facts| (facts, Vec::new())));
+            }
+            opened => opened?,
+        };
         let mut bytes = Vec::new();
         let read = loop {
             match self.read(file, bytes.len() as u64, READ_SIZE) {
@@ -782,8 +798,6 @@ impl Recovery<'_> {
             return Err(self.root_damage(&path, "a segment that is kept has no valid header"));
         };
         self.slots[slot].state = SlotState::InUse;
-        let path = self.options.directory.join("log").join(sidecar_file(facts.slot));
-        let file = self.open_file(&path)?;
         let mut segment = Segment {
             facts,
             slot,
@@ -795,6 +809,12 @@ impl Recovery<'_> {
             sealed: true,
             index_lost: false,
         };
+        if self.read_only {
+            segments.push_back(segment); // no frame of it is asked for
+            return Ok(());
+        }
+        let path = self.options.directory.join("log").join(sidecar_file(facts.slot));
+        let file = self.open_file(&path)?;
         self.slots[slot].sidecar = Some(file);
         let len = match self.read(file, 0, BLOCK_SIZE) {
             Err(Errno::IO) => 0,
@@ -821,16 +841,22 @@ impl Recovery<'_> {
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
         loop {
-            if let Some((_, end, chain)) = quarantine.iter().find(|(start, ..)| *start == point.lsn) {
+            while let Some((start, end, chain)) =
+                quarantine.iter().find(|(start, end, _)| *start == point.lsn && end > start)
+            {
+                self.report.set_aside.push((*start, *end));
+                self.visitor.gap(*start, *end);
                 point.lsn = *end;
                 point.chain = *chain;
             }
             segment.end = point.lsn;
             let position = facts.position(point.lsn);
+            self.at = None;
             if position >= facts.capacity {
                 segment.sealed = true;
                 return Ok(());
             }
+            self.at = Some((segment.slot, facts, *point));
             let examined = self.examine_at(&mut window, &facts, point, position)?;
             let mut witness = false;
             if examined.finding != Finding::Whole {
@@ -850,6 +876,7 @@ impl Recovery<'_> {
                 (Decision::Cut, _) => {
                     // Old content of a recycled slot and zeros are what normally stands behind the end.
                     self.report.cut = examined.corruption.map(|corruption| (point.lsn, corruption));
+                    self.at = None;
                     return Ok(());
                 }
                 (Decision::Refuse, _) | (_, None) => {
@@ -878,6 +905,7 @@ impl Recovery<'_> {
                     self.report.bytes += header.total() as u64;
                     self.visitor.progress(self.report.bytes, self.bytes_total);
                     if header.kind() == GroupKind::Seal {
+                        self.at = None;
                         segment.sealed = true;
                         return Ok(());
                     }
@@ -1052,6 +1080,32 @@ impl Recovery<'_> {
         let _ = next_base;
         self.has_witness(sealed, Lsn(last_block))
     }
+}
+
+/// How soon each call makes a small write durable on this device. Writes over the first block of a file that has it.
+fn calibrate(ring: &mut Ring, buffer: BufferId, file: FileId, path: &Path) -> Result<Calibration, OpenError> {
+    let mut medians = [0u64; 2];
+    for (median, durable) in medians.iter_mut().zip([false, true]) {
+        let begun = ring.read_clock().mono_us;
+        let mut times = Vec::with_capacity(CALIBRATION_WRITES);
+        while times.len() < CALIBRATION_WRITES {
+            let before = ring.read_clock().mono_us;
+            if times.len() > 2 && before - begun > CALIBRATION_TIME_US {
+                break;
+            }
+            let from = BufRange::new(buffer, 0, BLOCK_SIZE);
+            let op = Op::Write { file, from, position: 0, durable };
+            ring.run(op).map_err(|error| io("writing", path, error))?;
+            if !durable {
+                ring.run(Op::SyncData { file }).map_err(|error| io("syncing", path, error))?;
+            }
+            times.push(ring.read_clock().mono_us - before);
+        }
+        times.sort_unstable();
+        *median = times[times.len() / 2];
+    }
+    let [flush_us, dsync_us] = medians;
+    Ok(Calibration { flush_us, dsync_us })
 }
 
 #[derive(Debug)]

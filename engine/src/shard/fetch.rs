@@ -150,18 +150,22 @@ impl Shard {
         let partition = self.partition(id)?;
         let visible = partition.visible();
         let frame = match partition.locate(&self.frames, offset) {
+            Place::Frame(frame) if frame.first_offset > offset => {
+                return Some(Step::Damaged(frame.first_offset));
+            }
             Place::Frame(frame) => frame,
             Place::Nowhere => return Some(Step::Damaged(visible)),
             Place::Sidecar(segment, first) => match self
                 .find_entry(ring, segment, first, id, |entry| entry.first_offset.get() <= offset.0)
             {
-                Index::Found((entry, base)) if entry.end_offset() > offset => FrameRef {
+                Index::Found(Entry { entry, base, .. }) if entry.end_offset() > offset => FrameRef {
                     first_offset: Offset(entry.first_offset.get()),
                     lsn: base.plus(u64::from(entry.position.get())),
                     timestamp: entry.timestamp.get(),
                     len: entry.len.get(),
                     count: entry.count.get(),
                 },
+                Index::Found(Entry { next: Some(next), .. }) => return Some(Step::Damaged(next)),
                 Index::Found(_) | Index::Nothing | Index::Damaged => {
                     return Some(Step::Damaged(self.end_of_segment(id, segment)));
                 }
@@ -310,7 +314,7 @@ impl Shard {
         first: u32,
         id: PartitionId,
         before: impl Fn(&IndexEntry) -> bool,
-    ) -> Index<(IndexEntry, ringmq_format::Lsn)> {
+    ) -> Index<Entry> {
         let Some(known) = self.log.segment(segment) else { return Index::Damaged };
         let facts = known.facts;
         let Some((file, entries)) = known.sidecar else { return find_in_ram(known, id, before) };
@@ -320,7 +324,7 @@ impl Shard {
         };
         // Binary search over [low, high): `holds` is true below some point and false from there on.
         let (mut low, mut high) = (first, entries);
-        let mut best = None;
+        let (mut best, mut behind) = (None, None);
         while low < high {
             let middle = low + (high - low) / 2;
             let block = middle / BLOCK_ENTRIES as u32;
@@ -352,6 +356,7 @@ impl Shard {
             if true_count > 0 {
                 best = Some(slice[true_count as usize - 1]);
             }
+            behind = slice.get(true_count as usize).copied().or(behind);
             if true_count == to - from {
                 low = block_start + to;
             } else if true_count == 0 {
@@ -361,7 +366,11 @@ impl Shard {
             }
         }
         match best {
-            Some(entry) if entry.partition.get() == id.0 => Index::Found((entry, facts.base)),
+            Some(entry) if entry.partition.get() == id.0 => {
+                let next = behind.filter(|behind| behind.partition.get() == id.0);
+                let next = next.map(|next| Offset(next.first_offset.get()));
+                Index::Found(Entry { entry, base: facts.base, next })
+            }
             _ => Index::Nothing,
         }
     }
@@ -401,7 +410,7 @@ impl Shard {
                 Index::Nothing => {
                     return self.at_offset(ring, seq, first, id, reference.first_offset.get());
                 }
-                Index::Found((older, _)) => {
+                Index::Found(Entry { entry: older, .. }) => {
                     let next = older.end_offset();
                     // The frame behind it may already be in the next segment or in RAM, which is as good.
                     if next < self.end_of_segment(id, seq) {
@@ -430,24 +439,34 @@ impl Shard {
     ) -> TimeLookup {
         match self.find_entry(ring, seq, first, id, |entry| entry.first_offset.get() <= offset) {
             Index::Coming => TimeLookup::Cold,
-            Index::Found((entry, _)) => TimeLookup::At(Offset(offset), entry.timestamp.get()),
+            Index::Found(Entry { entry, .. }) => TimeLookup::At(Offset(offset), entry.timestamp.get()),
             Index::Damaged | Index::Nothing => TimeLookup::Damaged,
         }
     }
 }
 
+/// A frame's entry in the index of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    entry: IndexEntry,
+    /// Of the segment.
+    base: ringmq_format::Lsn,
+    /// First offset of the partition's next frame in the segment.
+    next: Option<Offset>,
+}
+
 /// As `find_entry`, in a segment that has no sidecar now. Its entries of one partition are in the order of offsets.
-fn find_in_ram(
-    segment: &Segment,
-    id: PartitionId,
-    before: impl Fn(&IndexEntry) -> bool,
-) -> Index<(IndexEntry, ringmq_format::Lsn)> {
+fn find_in_ram(segment: &Segment, id: PartitionId, before: impl Fn(&IndexEntry) -> bool) -> Index<Entry> {
     if segment.index_lost {
         return Index::Coming;
     }
-    let entries = segment.entries.iter().filter(|entry| entry.partition.get() == id.0);
-    match entries.take_while(|entry| before(entry)).last() {
-        Some(entry) => Index::Found((*entry, segment.facts.base)),
-        None => Index::Nothing,
-    }
+    let mut entries = segment.entries.iter().filter(|entry| entry.partition.get() == id.0);
+    let mut best = None;
+    let next = loop {
+        match entries.next() {
+            Some(entry) if before(entry) => best = Some(*entry),
+            other => break other.map(|entry| Offset(entry.first_offset.get())),
+        }
+    };
+    best.map_or(Index::Nothing, |entry| Index::Found(Entry { entry, base: segment.facts.base, next }))
 }

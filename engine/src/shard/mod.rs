@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod fetch;
+pub mod offline;
 mod replay;
 mod sidecars;
 
@@ -204,13 +205,7 @@ impl Shard {
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
         let replay::Replayed { mut partitions, frames, catalogue } =
-            replay.finish().map_err(|corruption| OpenError::Damaged {
-                row: None,
-                path: options.directory.clone(),
-                position: 0,
-                corruption: Some(corruption),
-                reason: "the log does not delete a partition that the checkpoint knows as deleted",
-            })?;
+            replay.finish().map_err(|corruption| undeleted(&open_options, corruption))?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
             // A checkpoint may still speak of segments that were retired after it.
@@ -594,4 +589,14 @@ fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> 
     }
     debug_assert!(frame.bytes.len() >= FRAME_HEADER_SIZE);
     Payload::parse(frame).map(drop).map_err(AppendError::Invalid)
+}
+
+fn undeleted(options: &OpenOptions, corruption: ringmq_format::Corruption) -> OpenError {
+    OpenError::Damaged {
+        row: None,
+        path: options.directory.clone(),
+        position: 0,
+        corruption: Some(corruption),
+        reason: "the log does not delete a partition that the checkpoint knows as deleted",
+    }
 }

@@ -13,6 +13,9 @@ use ringmq_format::sidecar::IndexEntry;
 use ringmq_format::{Lsn, Offset, PartitionId, SegmentSeq, ShardId};
 use zerocopy::FromBytes;
 
+/// Bytes that a record takes at least, compressed or not: its entry in the record table.
+const RECORD_SIZE_MIN: u64 = 3;
+
 /// Enters a topic and makes or removes the partitions of it that this shard owns.
 pub(super) fn enter_topic(
     catalogue: &mut Catalogue,
@@ -58,6 +61,9 @@ pub(super) struct Replay<'a> {
     catalogue: Catalogue,
     /// By the index of the partition.
     reflected: Vec<Reflected>,
+    /// By the index of the partition: records that it may have had in ranges set aside, at most, since its last
+    /// frame.
+    lost: Vec<u64>,
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
@@ -76,16 +82,23 @@ impl<'a> Replay<'a> {
             frames: FrameIndex::default(),
             catalogue: Catalogue::default(),
             reflected: Vec::new(),
+            lost: Vec::new(),
             progress,
         }
     }
 
     /// What was found; fails if a partition that the checkpoint knew as deleted was not.
-    pub(super) fn finish(self) -> Result<Replayed, Corruption> {
+    pub(super) fn finish(mut self) -> Result<Replayed, Corruption> {
         for (partition, reflected) in self.partitions.iter().zip(&self.reflected) {
             if let (Some(partition), Reflected::Deleted) = (partition, reflected) {
                 let id = u64::from(partition.id().0);
                 return Err(Corruption::new("checkpoint", "partition", Damage::Field, 0, id));
+            }
+        }
+        // No offset is given twice: what may have been lost at the end is left out, and answers `Damaged`.
+        for (partition, lost) in self.partitions.iter_mut().zip(&self.lost) {
+            if let Some(partition) = partition {
+                partition.skip_to(partition.next().plus(*lost));
             }
         }
         Ok(Replayed { partitions: self.partitions, frames: self.frames, catalogue: self.catalogue })
@@ -169,6 +182,18 @@ impl Visitor for Replay<'_> {
         Ok(())
     }
 
+    fn gap(&mut self, start: Lsn, end: Lsn) {
+        self.lost.resize(self.partitions.len(), 0);
+        for (index, partition) in self.partitions.iter().enumerate() {
+            let reflected = self.reflected.get(index).copied().unwrap_or_default();
+            // What the checkpoint says of a partition may already count what lay here.
+            let counted = matches!(reflected, Reflected::Until(stamp) if stamp >= end);
+            if partition.is_some() && !counted {
+                self.lost[index] += (end.0 - start.0) / RECORD_SIZE_MIN;
+            }
+        }
+    }
+
     fn frame(&mut self, lsn: Lsn, frame: &Frame<'_>) -> Result<(), Corruption> {
         let header = frame.header;
         match header.kind() {
@@ -179,21 +204,28 @@ impl Visitor for Replay<'_> {
             }
             FrameKind::Data => {
                 let id = header.partition();
-                let reflected = self.reflected.get(self.index(id)).copied().unwrap_or_default();
+                let index = self.index(id);
+                let reflected = self.reflected.get(index).copied().unwrap_or_default();
                 // A partition that is not known was deleted.
-                let Some((partition, frames)) = self.get(id) else { return Ok(()) };
+                let known = self.partitions.get_mut(index).and_then(Option::as_mut);
+                let Some(partition) = known.filter(|partition| partition.id() == id) else { return Ok(()) };
                 match reflected {
                     Reflected::Deleted => return Ok(()),
                     Reflected::Until(stamp) if lsn < stamp => {
-                        partition.push_index(frames, FrameRef::new(header, lsn));
+                        partition.push_index(&mut self.frames, FrameRef::new(header, lsn));
                         return Ok(());
                     }
                     Reflected::Until(_) | Reflected::Nothing => {}
                 }
+                let lost = self.lost.get_mut(index).map_or(0, std::mem::take);
+                let skipped = header.base_offset().0.checked_sub(partition.next().0);
+                if skipped.is_some_and(|skipped| skipped <= lost) {
+                    partition.skip_to(header.base_offset());
+                }
                 if header.base_offset() != partition.next() {
                     return Err(contradiction("base_offset", partition.next(), header.base_offset()));
                 }
-                partition.push(frames, header, lsn);
+                partition.push(&mut self.frames, header, lsn);
                 let original = Original {
                     base_offset: header.base_offset(),
                     timestamp: header.timestamp.get(),

@@ -13,7 +13,7 @@ pub(super) fn allowed_cores() -> Vec<usize> {
 }
 
 /// Keeps the calling thread on one core.
-pub(super) fn pin(core: usize) -> Result<(), String> {
+pub(crate) fn pin(core: usize) -> Result<(), String> {
     if core >= CpuSet::MAX_CPU {
         return Err(format!("there is no core {core}"));
     }

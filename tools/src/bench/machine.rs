@@ -53,7 +53,7 @@ pub(super) struct MachineArgs {
 }
 
 /// Above this load average, others take the cores often enough to double a latency.
-const LOAD_QUIET: f64 = 0.5;
+pub(super) const LOAD_QUIET: f64 = 0.5;
 
 /// Time for each operation in each round, and the number of rounds.
 #[derive(Clone, Copy)]
@@ -79,12 +79,12 @@ pub(super) fn run(args: &MachineArgs, json: bool) -> Result<(), String> {
 
 fn measure(data: &Path, cores: Option<&[usize]>, plan: Plan, show: bool) -> Result<Floors, String> {
     let started = Instant::now();
-    let load_before = rustix::system::sysinfo().loads[0] as f64 / 65536.0;
     let allowed = cpu::allowed_cores();
     let (server_core, load_core) = match cores {
         Some([server, load]) => (*server, *load),
         _ => (allowed[0], allowed[allowed.len() - 1]),
     };
+    let machine = facts(data, server_core, load_core);
     let bench = Bench { cores: Cores { server: server_core, load: load_core }, slice: plan.slice };
     // All timing happens on threads of their own, so that pinning does not outlive the measurement.
     let prepared = std::thread::scope(|scope| join(scope.spawn(|| TestFile::prepare(data, plan.file_len))))?;
@@ -121,22 +121,66 @@ fn measure(data: &Path, cores: Option<&[usize]>, plan: Plan, show: bool) -> Resu
             mb_s: spread(samples, |s| Some(s.mb_s)).unwrap_or_default(),
         })
         .collect();
-    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     Ok(Floors {
         version: FLOORS_VERSION,
-        machine: Machine {
-            cores: allowed.len(),
-            server_core,
-            load_core,
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            filesystem: filesystem(data),
-            load_before,
-            time,
-        },
+        machine,
         rounds: plan.rounds,
         seconds: started.elapsed().as_secs_f64(),
         floors,
     })
+}
+
+/// What is known of this machine before anything is measured.
+pub(super) fn facts(data: &Path, server_core: usize, load_core: usize) -> Machine {
+    Machine {
+        cores: cpu::allowed_cores().len(),
+        server_core,
+        load_core,
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        filesystem: filesystem(data),
+        load_before: rustix::system::sysinfo().loads[0] as f64 / 65536.0,
+        time: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+    }
+}
+
+/// Single limits of the floor, each as long as it is asked for: the other side of a pair.
+pub(super) struct Limits {
+    disk: TestFile,
+    cores: Cores,
+}
+
+impl Limits {
+    /// Writes a file of `file_len` bytes through, once.
+    pub(super) fn prepare(data: &Path, server: usize, load: usize, file_len: u64) -> Result<Self, String> {
+        let disk = std::thread::scope(|scope| join(scope.spawn(|| TestFile::prepare(data, file_len))))?;
+        Ok(Self { disk, cores: Cores { server, load } })
+    }
+
+    /// The smaller of direct write and fdatasync at 256 KiB, one in flight, and the loopback copy, in MB/s.
+    pub(super) fn stream_mb_s(&mut self, time: Duration) -> Result<f64, String> {
+        let disk = on_core(self.cores.server, || self.disk.timed_writes(256 << 10, Sync::Flush, time / 2))?;
+        Ok(disk.mb_s.min(self.copy_mb_s(time / 2)?))
+    }
+
+    /// p50 of a loopback round trip and p50 of 4 KiB, written and synced, in microseconds.
+    pub(super) fn one_in_flight_us(&mut self, time: Duration) -> Result<f64, String> {
+        let bench = Bench { cores: self.cores, slice: time / 2 };
+        let trip = bench.round_trip(REQUEST_LEN, ANSWER_LEN, &mut |_| Ok(()))?;
+        let write =
+            on_core(self.cores.server, || self.disk.timed_writes(DIRECT_ALIGN, Sync::Flush, time / 2))?;
+        Ok(trip.p50_us.unwrap_or(0.0) + write.p50_us.unwrap_or(0.0))
+    }
+
+    /// The smaller of direct read at 1 MiB, one in flight, and the loopback copy, in MB/s.
+    pub(super) fn cold_read_mb_s(&mut self, time: Duration) -> Result<f64, String> {
+        let disk = on_core(self.cores.server, || self.disk.timed_reads(READ_SIZES[1], time / 2))?;
+        Ok(disk.mb_s.min(self.copy_mb_s(time / 2)?))
+    }
+
+    fn copy_mb_s(&self, slice: Duration) -> Result<f64, String> {
+        let bench = Bench { cores: self.cores, slice };
+        Ok(bench.loopback_copy(&mut |_| Ok(()), COPY_CHUNK)?.mb_s)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! `ringmq bench`: how fast this machine is at most, and how near the server comes.
 //!
 //! [`machine`] measures the floor without a server; [`produce`] and [`consume`] load one over the wire protocol
-//! and print their figures as ratios to it. All of them say how busy their own thread was: a generator at 100 %
+//! and print their figures as ratios to it; [`goals`] does all of that for everything that is promised. All of them say how busy their own thread was: a generator at 100 %
 //! measured itself.
 
 mod consume;
@@ -9,12 +9,15 @@ mod cpu;
 #[cfg(test)]
 mod fake_server;
 mod floor;
+mod goals;
 mod latency;
 mod machine;
 mod produce;
 mod report;
 mod stamp;
 mod wire;
+
+pub(crate) use cpu::pin;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -31,6 +34,7 @@ enum Command {
     Machine(machine::MachineArgs),
     Produce(Box<produce::ProduceArgs>),
     Consume(Box<consume::ConsumeArgs>),
+    Goals(Box<goals::GoalsArgs>),
 }
 
 /// It was tried and failed.
@@ -44,17 +48,19 @@ pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
         Command::Machine(_) => Ok(()),
         Command::Produce(args) => args.check(),
         Command::Consume(args) => args.check(),
+        Command::Goals(args) => args.check(),
     };
     let result = wrong_use.map_err(|why| (why, EXIT_WRONG_USE)).and_then(|()| {
-        match &args.command {
-            Command::Machine(args) => machine::run(args, json),
-            Command::Produce(args) => produce::run(args, json),
-            Command::Consume(args) => consume::run(args, json),
+        match args.command {
+            Command::Machine(args) => machine::run(&args, json).map(|()| 0),
+            Command::Produce(args) => produce::run(&args, json).map(|()| 0),
+            Command::Consume(args) => consume::run(&args, json).map(|()| 0),
+            Command::Goals(args) => goals::run(*args, json),
         }
         .map_err(|why| (why, EXIT_FAILED))
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err((why, code)) => {
             if json {
                 eprintln!("{}", serde_json::json!({"error": why, "exit_code": code}));

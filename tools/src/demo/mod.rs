@@ -3,22 +3,26 @@
 //! The server is this binary in a process of its own, on a temporary directory; the clients speak TCP over loopback
 //! and reconnect by themselves. Exit code 0 only if every claim held. What a failed demo leaves is kept and named.
 
-mod child;
 mod evidence;
 mod traffic;
 
+use crate::child::{Launch, ServerProcess, Workspace, free_ports};
 use crate::cli::{Common, Target};
 use crate::failure::{EXIT_FAILED, Failure};
 use crate::link;
 use crate::screen::{self, Ink, Screen, duration, thousands};
-use child::{SHARDS, ServerProcess, Workspace, free_ports};
 use evidence::{Published, Verified};
 use ringmq_server::units::Size;
 use serde_json::json;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+/// Shards of the demo's server.
+const SHARDS: u16 = 2;
+/// A server that is not ready by then is given up.
+const READY_MAX: Duration = Duration::from_secs(15);
 /// Records of a demo, and of a fast one.
 const RECORDS: u32 = 10_000;
 const RECORDS_FAST: u32 = 1_000;
@@ -56,7 +60,7 @@ struct Claim {
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
-    let workspace = Workspace::new(args.dir.as_deref())?;
+    let workspace = Workspace::new("ringmq-demo-", args.dir.as_deref())?;
     let result = play(args, common, screen, &workspace).map_err(Failure::never_zero);
     let keep = args.keep || result.is_err();
     if let Some(path) = workspace.close(keep)? {
@@ -68,6 +72,17 @@ pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<(), Failure> {
         }
     }
     result
+}
+
+/// A server on `data`, listening from `port` on.
+fn start(data: &Path, port: u16, log: &Path) -> Result<ServerProcess, Failure> {
+    let mut args: Vec<OsString> = ["--memory", "128M", "--segment-size", "8M", "--admin-listen", "none"]
+        .into_iter()
+        .map(OsString::from)
+        .collect();
+    args.extend(["--shards".into(), SHARDS.to_string().into()]);
+    args.extend(["--listen".into(), format!("127.0.0.1:{port}").into(), "--data".into(), data.into()]);
+    ServerProcess::start(Launch { args, log, core: None, ready_max: READY_MAX })
 }
 
 struct Story {
@@ -91,8 +106,8 @@ fn play(args: &DemoArgs, common: &Common, screen: Screen, workspace: &Workspace)
     if !screen.json {
         screen.line("a real server, real clients over loopback TCP, and kill -9 in the middle\n")?;
     }
-    let port = free_ports()?;
-    let server = ServerProcess::start(&workspace.data(), port, &workspace.log())?;
+    let port = free_ports(SHARDS)?;
+    let server = start(&workspace.data(), port, &workspace.log())?;
     let target = Target { server: server.address.clone() };
     step(
         "start",
@@ -129,7 +144,7 @@ fn play(args: &DemoArgs, common: &Common, screen: Screen, workspace: &Workspace)
 
     let stopped = server.stop()?;
     step("SIGTERM", &format!("drained, {} after {}", stopped.0, duration(stopped.1)))?;
-    let server = ServerProcess::start(&workspace.data(), port, &workspace.log())?;
+    let server = start(&workspace.data(), port, &workspace.log())?;
     let restarted = server.ready_after;
     let target = Target { server: server.address.clone() };
     step("restart", &format!("ready in {}", duration(restarted)))?;

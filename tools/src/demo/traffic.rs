@@ -1,7 +1,7 @@
 //! The demo's clients: one that publishes while the server is killed under it, one that reads all of it back.
 
-use super::child::{ServerProcess, Workspace};
 use super::evidence::{Acked, Judge, Published, Verified, body};
+use crate::child::{ServerProcess, Workspace};
 use crate::cli::Target;
 use crate::failure::Failure;
 use crate::link;
@@ -70,7 +70,7 @@ pub(super) async fn publish(
             comeback = Some(tokio::task::spawn_blocking(move || {
                 let since = Instant::now();
                 server.kill()?;
-                let server = ServerProcess::start(&data, port, &log)?;
+                let server = super::start(&data, port, &log)?;
                 Ok(Comeback { server, absence: since.elapsed() })
             }));
         }

@@ -1,11 +1,13 @@
 //! `ringmq doctor`: is this machine fit for a server, and what to do where it is not.
 //!
 //! Every check tries the thing itself where it can (a ring, a direct write) and reads the kernel's files where it
-//! cannot. It changes nothing: its one file, in the data directory or the nearest one above it, is removed.
+//! cannot. It changes nothing: its one file, in the data directory or the nearest one above it, is removed. Only
+//! `--recalibrate` writes, and only superblocks.
 
 mod device;
 mod disk;
 mod machine;
+mod recalibrate;
 
 use crate::cli::Common;
 use crate::failure::{EXIT_FAILED, Failure};
@@ -20,8 +22,10 @@ Examples:
   ringmq doctor                            for `ringmq server --dev` here
   ringmq doctor --data /var/lib/ringmq
   sudo -u ringmq ringmq doctor --data /var/lib/ringmq --json | jq -c 'select(.status != \"ok\")'
+  ringmq doctor --recalibrate --dry-run --data /var/lib/ringmq      after the disk was exchanged
 
 Run it as the user that the server will run as, in the same container: limits and rights are that user's.
+--recalibrate needs the directory for itself: stop the server first.
 Exit codes: 0 nothing failed, 1 something did.";
 
 /// What to look at.
@@ -31,6 +35,12 @@ pub(crate) struct DoctorArgs {
     /// The data directory of the server; it need not exist yet.
     #[arg(long, value_name = "DIR", default_value = DATA_DEV)]
     data: PathBuf,
+    /// Measure anew which call makes a write durable sooner, and keep the choice for the next start.
+    #[arg(long)]
+    recalibrate: bool,
+    /// Only say what would be chosen.
+    #[arg(long, requires = "recalibrate")]
+    dry_run: bool,
 }
 
 /// How a check went.
@@ -69,6 +79,9 @@ impl Check {
 
 /// Checks everything and says what it found.
 pub(crate) fn run(args: &DoctorArgs, common: &Common) -> Result<(), Failure> {
+    if args.recalibrate {
+        return recalibrate::run(&args.data, args.dry_run, common);
+    }
     let screen = Screen::new(common);
     let mut checks = machine::checks();
     checks.extend(disk::checks(&args.data));

@@ -1,0 +1,156 @@
+//! What is said of N values: their median, and in which interval it would lie were they drawn again.
+
+use serde::Serialize;
+
+/// Times that the values are drawn again.
+const RESAMPLES: usize = 10_000;
+/// Outside on each side, of 1: 95 % are inside.
+const TAIL: f64 = 0.025;
+
+/// A median, its 95 % bootstrap interval, and the spread of the values themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Interval {
+    pub(super) median: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
+    pub(super) n: usize,
+}
+
+impl Interval {
+    /// Of values in any order. The draws are the same each time: equal values give an equal interval.
+    pub(super) fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return Self::default() };
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut draw = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            sorted[(state % sorted.len() as u64) as usize]
+        };
+        let mut sample = vec![0.0; sorted.len()];
+        let mut medians: Vec<f64> = (0..RESAMPLES)
+            .map(|_| {
+                sample.fill_with(&mut draw);
+                sample.sort_by(f64::total_cmp);
+                median(&sample)
+            })
+            .collect();
+        medians.sort_by(f64::total_cmp);
+        let outside = (RESAMPLES as f64 * TAIL) as usize;
+        Self {
+            median: median(&sorted),
+            low: medians[outside],
+            high: medians[RESAMPLES - 1 - outside],
+            min: *min,
+            max: *max,
+            n: sorted.len(),
+        }
+    }
+}
+
+/// Of sorted values; of an even number the mean of the middle two.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    } else {
+        sorted[middle]
+    }
+}
+
+/// What is promised of a figure.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+    Below(f64),
+}
+
+impl Goal {
+    pub(super) fn text(self) -> String {
+        match self {
+            Self::AtLeast(bound) => format!("≥ {bound}"),
+            Self::AtMost(bound) => format!("≤ {bound}"),
+            Self::Below(bound) => format!("< {bound}"),
+        }
+    }
+
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+            Self::Below(bound) => value < bound,
+        }
+    }
+
+    /// Only a whole interval on one side decides.
+    pub(super) fn judge(self, interval: Interval) -> Verdict {
+        match (self.holds(interval.low), self.holds(interval.high)) {
+            _ if interval.n == 0 => Verdict::NotShown,
+            (true, true) => Verdict::Reached,
+            (false, false) => Verdict::Missed,
+            _ => Verdict::NotShown,
+        }
+    }
+}
+
+/// What the measurement shows. In the order of badness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Verdict {
+    Reached,
+    NotShown,
+    Missed,
+}
+
+impl Verdict {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Reached => "reached",
+            Self::NotShown => "not shown",
+            Self::Missed => "missed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_holds_the_median_and_narrows_with_more_values() {
+        let few = Interval::of(&[1.0, 3.0, 2.0, 4.0]);
+        assert_eq!((few.median, few.min, few.max, few.n), (2.5, 1.0, 4.0, 4));
+        assert!(few.low >= 1.0 && few.low < 2.5 && few.high > 2.5 && few.high <= 4.0, "{few:?}");
+        let many: Vec<f64> = (0..400).map(|i| f64::from(i % 4) + 1.0 + f64::from(i) * 1e-6).collect();
+        let many = Interval::of(&many);
+        assert!(many.high - many.low < few.high - few.low, "{many:?}");
+        assert_eq!(
+            Interval::of(&[7.0]),
+            Interval { median: 7.0, low: 7.0, high: 7.0, min: 7.0, max: 7.0, n: 1 }
+        );
+    }
+
+    #[test]
+    fn only_a_whole_interval_decides() {
+        let interval =
+            |low, high| Interval { median: f64::midpoint(low, high), low, high, min: low, max: high, n: 9 };
+        for (goal, low, high, verdict) in [
+            (Goal::AtLeast(0.5), 0.5, 0.9, Verdict::Reached),
+            (Goal::AtLeast(0.5), 0.4, 0.9, Verdict::NotShown),
+            (Goal::AtLeast(0.5), 0.1, 0.49, Verdict::Missed),
+            (Goal::AtMost(1.5), 1.0, 1.5, Verdict::Reached),
+            (Goal::AtMost(1.5), 1.0, 1.6, Verdict::NotShown),
+            (Goal::AtMost(1.5), 1.6, 1.7, Verdict::Missed),
+            (Goal::Below(0.05), 0.05, 0.06, Verdict::Missed),
+        ] {
+            assert_eq!(goal.judge(interval(low, high)), verdict, "{goal:?} {low} {high}");
+        }
+        assert_eq!(Goal::AtMost(1.0).judge(Interval::default()), Verdict::NotShown);
+    }
+}

@@ -91,6 +91,9 @@ pub const COLD_HOLDBACK_US: u64 = 10_000;
 /// Bytes of cold reads a second while commits go on, of each shard: what a reader who catches up takes of disk and
 /// core is kept from producers.
 pub const COLD_RATE_BUSY: u64 = 400_000_000;
+/// While commits go on the cold arena takes 2 MiB of new memory at most once in this time: the kernel takes
+/// milliseconds to find and pin them where the host has to find them first, and commits wait meanwhile.
+pub const COLD_GROWTH_PERIOD_US: u64 = 1_000_000;
 /// Unit of a cold read and of the cold cache.
 pub const COLD_PAGE_SIZE: usize = 128 << 10;
 /// Ranges of the log that an operator has set aside.

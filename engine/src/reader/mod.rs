@@ -9,10 +9,11 @@
 //!             C3  Every frame that leaves here was checked: header, place and payload. The index is never believed.
 //! Ignorant of partitions' states and connections.
 
+use crate::log::arena::PIECE_SIZE;
 use crate::log::room;
 use crate::ring::{BufRange, BufferId, Completion, Errno, FileId, Op, Ring, Token};
 use ringmq_format::SegmentSeq;
-use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE, COLD_RATE_BUSY};
+use ringmq_format::limits::{BLOCK_SIZE, COLD_GROWTH_PERIOD_US, COLD_PAGE_SIZE, COLD_RATE_BUSY};
 use std::collections::{HashMap, VecDeque};
 
 /// Reads in flight when nothing else is going on: together 1 MiB.
@@ -23,6 +24,10 @@ const READ_PERIOD_US: u64 = COLD_PAGE_SIZE as u64 * 1_000_000 / COLD_RATE_BUSY;
 const WANTED_MAX: usize = 4096;
 /// Smallest cold arena.
 pub const COLD_SIZE_MIN: usize = 8 << 20;
+/// Pages of it: two of the largest frames fit.
+const PAGES_MIN: usize = COLD_SIZE_MIN / COLD_PAGE_SIZE;
+/// Pages by which the arena grows: as much memory as is registered with the kernel at once.
+const GROWTH_PAGES: usize = PIECE_SIZE / COLD_PAGE_SIZE;
 
 /// One page of a file. The segment's number makes a recycled slot's pages different ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,6 +107,11 @@ pub struct ColdCache {
     next_read_us: u64,
     /// Goes round the pages; one that was not used since it has passed is given up.
     hand: usize,
+    /// Pages that may be used, and how many of them have been: the others are memory that was never touched.
+    open: usize,
+    fresh: usize,
+    /// Not before this, while commits go on, may more be used.
+    grow_at_us: u64,
     reads: u64,
     progressed: bool,
 }
@@ -140,6 +150,9 @@ impl ColdCache {
             in_flight: 0,
             next_read_us: 0,
             hand: 0,
+            open: PAGES_MIN,
+            fresh: 0,
+            grow_at_us: 0,
             reads: 0,
             progressed: false,
         })
@@ -198,7 +211,7 @@ impl ColdCache {
         let now = ring.now().mono_us;
         while self.in_flight < limit && (!log_is_busy || now >= self.next_read_us) {
             let Some(key) = self.wanted.pop_front() else { return };
-            let Some(index) = self.victim() else {
+            let Some(index) = self.victim(now, log_is_busy) else {
                 self.wanted.push_front(key);
                 return;
             };
@@ -240,12 +253,21 @@ impl ColdCache {
         );
     }
 
-    /// A page that was not used lately and is not being read.
-    fn victim(&mut self) -> Option<usize> {
+    /// A page for the next read: a new one where the arena may grow, else one that was not used lately.
+    fn victim(&mut self, now: u64, log_is_busy: bool) -> Option<usize> {
+        let may_grow = !log_is_busy || now >= self.grow_at_us;
+        if self.fresh == self.open && self.open < self.pages.len() && may_grow {
+            self.open = (self.open + GROWTH_PAGES).min(self.pages.len());
+            self.grow_at_us = now + COLD_GROWTH_PERIOD_US;
+        }
+        if self.fresh < self.open {
+            self.fresh += 1;
+            return Some(self.fresh - 1);
+        }
         // In the first round every page may turn out to be used; in the second none is.
-        for _ in 0..2 * self.pages.len() {
+        for _ in 0..2 * self.open {
             let index = self.hand;
-            self.hand = (index + 1) % self.pages.len();
+            self.hand = (index + 1) % self.open;
             let page = &mut self.pages[index];
             if page.state != PageState::Reading && !std::mem::take(&mut page.used) {
                 return Some(index);

@@ -415,6 +415,9 @@ impl UringRing {
             // SAFETY: the kernel has just opened it for this flight; nobody else knows the number (R2).
             let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
             let role = if flight.slot.is_some() { Role::Connection } else { Role::File };
+            if role == Role::File {
+                files::leave_access_time(&fd);
+            }
             result = match closing {
                 true => Err(Errno::CANCELED),
                 false => self.descriptors.insert(&self.kernel.submitter(), fd, role),

@@ -299,7 +299,7 @@ impl<T> Connection<T> {
         max_wait_ms: u32,
     ) {
         let handle = self.handle(now_us, target);
-        let fetch = Fetch { handle, offset, max_bytes, max_wait_ms };
+        let fetch = Fetch { handle, offset, max_bytes, max_wait_ms, group: 0 };
         self.ask(now_us, Pending::Call(tag), u64::from(max_wait_ms) * 1_000, &Request::Fetch(fetch));
     }
 
@@ -313,7 +313,7 @@ impl<T> Connection<T> {
         let handle = self.handle(now_us, target);
         let subscription = self.next_subscription;
         self.next_subscription += 1;
-        let subscribe = Subscribe { handle, subscription, offset, credit };
+        let subscribe = Subscribe { handle, subscription, offset, credit, group: 0 };
         self.ask(now_us, Pending::Call(tag), 0, &Request::Subscribe(subscribe));
         subscription
     }

@@ -110,7 +110,7 @@ pub fn check_entry(entry: &Entry<'_>, partition: PartitionId, expected: u64) -> 
         if header.partition() != partition {
             return Err(ReceiveError::Misplaced { expected: partition, found: header.partition() });
         }
-        let stamped = header.base_offset().0.checked_add(u64::from(entry.header.first_record.get()));
+        let stamped = header.base_offset().0.checked_add(u64::from(entry.header.first()));
         if stamped != Some(found) {
             return Err(ReceiveError::Gap { expected: stamped.unwrap_or(u64::MAX), found });
         }
@@ -129,7 +129,7 @@ pub fn decode_frame(
     let frame = Frame::parse(bytes)?;
     let codec = frame.header.codec();
     let payload = Payload::parse(&frame)?;
-    let first = u64::from(entry.first_record.get());
+    let first = u64::from(entry.first());
     let wanted = first..first + u64::from(entry.count.get());
     let mut records = payload.entries();
     let mut index = 0u64;

@@ -383,6 +383,7 @@ impl Session {
                     out,
                 );
             }
+            _ => return Err(ErrorCode::UnknownOp),
         }
         Ok(())
     }

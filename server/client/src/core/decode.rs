@@ -65,6 +65,13 @@ pub enum ReceiveError {
         /// The offset that came.
         found: u64,
     },
+    /// Leases that are not those of the records that came with them.
+    Leases {
+        /// How many leases.
+        leases: usize,
+        /// How many records.
+        records: usize,
+    },
     /// A frame of another partition.
     Misplaced {
         /// The partition that was read.
@@ -82,6 +89,9 @@ impl fmt::Display for ReceiveError {
                 write!(f, "a {codec:?} block does not decompress to the length it names")
             }
             Self::Gap { expected, found } => write!(f, "offset {found} came where {expected} was next"),
+            Self::Leases { leases, records } => {
+                write!(f, "{leases} leases came with {records} records that are not theirs")
+            }
             Self::Misplaced { expected, found } => {
                 write!(f, "a frame of partition {found} came where partition {expected} is read")
             }

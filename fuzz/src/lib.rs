@@ -157,9 +157,10 @@ fn fetched(behind: &[u8]) {
     for entry in entries(behind) {
         let Ok(entry) = entry else { return };
         assert!(entry.header.end_offset() >= entry.header.base_offset.get());
-        let last = u64::from(entry.header.first_record.get()) + u64::from(entry.header.count.get());
+        let last = u64::from(entry.header.first()) + u64::from(entry.header.count.get());
         assert!(last <= u64::from(entry.frame.header.count.get()));
-        walked += size_of::<FetchEntryHeader>() + entry.frame.bytes.len();
+        walked += size_of::<FetchEntryHeader>();
+        walked += if entry.header.is_in_same_frame() { 0 } else { entry.frame.bytes.len() };
         payload(&entry.frame);
     }
     assert_eq!(walked, behind.len());

@@ -34,7 +34,7 @@ pub struct TopicInfo {
 }
 
 impl TopicInfo {
-    fn from_entry(entry: &TopicEntry<'_>) -> Result<Self, Refused> {
+    pub(crate) fn from_entry(entry: &TopicEntry<'_>) -> Result<Self, Refused> {
         match entry.code {
             0 => Ok(Self {
                 name: Arc::from(entry.name),
@@ -291,7 +291,7 @@ impl Client {
     /// A consumer of one topic.
     pub async fn consumer(&self, topic: &str, config: ConsumerConfig) -> Result<Consumer, ClientError> {
         let topic = self.topic(topic, config.auto_create).await?;
-        Consumer::new(self.clone(), topic, &config)
+        Consumer::new(self.clone(), topic, &config, 0)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -328,16 +328,42 @@ impl Client {
         }
     }
 
-    async fn call_once(&self, call: Call) -> Result<Message, CallError> {
+    /// Gives a command to the link of the base port.
+    pub(crate) fn command(&self, command: Command) -> bool {
+        self.link(None).send(command).is_ok()
+    }
+
+    pub(crate) async fn call_once(&self, call: Call) -> Result<Message, CallError> {
         let (reply, answer) = oneshot::channel();
         let _ = self.link(None).send(Command::Call { call, reply });
         answer.await.unwrap_or(Err(CallError::Lost(ClientError::Closed)))
     }
 
+    /// As `call_once`, of the shard that owns a partition.
+    pub(crate) async fn call_once_of(
+        &self,
+        partition: PartitionId,
+        call: Call,
+    ) -> Result<Message, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.link_of(partition).send(Command::Call { call, reply });
+        answer.await.unwrap_or(Err(CallError::Lost(ClientError::Closed)))
+    }
+
     /// Asks until there is an answer, for up to `request_timeout`. What may have been done is only asked again if
     /// that does no harm.
-    async fn call(&self, call: Call, repeatable: bool) -> Result<Message, ClientError> {
-        let mut retries = Retries::new(&self.inner.shared);
+    pub(crate) async fn call(&self, call: Call, repeatable: bool) -> Result<Message, ClientError> {
+        self.call_within(call, repeatable, self.inner.shared.config.request_timeout).await
+    }
+
+    /// As `call`, for up to `time`.
+    pub(crate) async fn call_within(
+        &self,
+        call: Call,
+        repeatable: bool,
+        time: Duration,
+    ) -> Result<Message, ClientError> {
+        let mut retries = Retries::within(time);
         loop {
             let (error, retry_after_ms, again) = match self.call_once(call.clone()).await {
                 Ok(message) => return Ok(message),
@@ -371,7 +397,11 @@ struct Retries {
 
 impl Retries {
     fn new(shared: &Shared) -> Self {
-        let until = tokio::time::Instant::now() + shared.config.request_timeout;
+        Self::within(shared.config.request_timeout)
+    }
+
+    fn within(time: Duration) -> Self {
+        let until = tokio::time::Instant::now() + time;
         Self { until, attempts: 0, random: Random::new(random_u64()) }
     }
 
@@ -386,14 +416,14 @@ impl Retries {
     }
 }
 
-fn check_name(name: &str) -> Result<(), ClientError> {
+pub(crate) fn check_name(name: &str) -> Result<(), ClientError> {
     check_topic_name(name.as_bytes()).map(drop).map_err(ClientError::Topic)
 }
 
-fn response(message: &Message) -> Result<Response<'_>, ClientError> {
+pub(crate) fn response(message: &Message) -> Result<Response<'_>, ClientError> {
     message.response().map_err(ClientError::Response)
 }
 
-fn unexpected(message: &Message) -> ClientError {
+pub(crate) fn unexpected(message: &Message) -> ClientError {
     ClientError::Response(ResponseError::UnknownOp(message.op()))
 }

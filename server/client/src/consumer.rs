@@ -10,6 +10,7 @@ use crate::core::decode::ConsumedRecord;
 use crate::error::{ClientError, ConsumeError};
 use crate::limits::CREDIT_PARTITION_MIN;
 use crate::link::{Command, ReadEvent, Reader};
+use ringmq_protocol::Bounds;
 use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::mpsc;
 
@@ -41,7 +42,8 @@ pub struct Consumer {
     events: mpsc::UnboundedReceiver<Event>,
     taken: Vec<Event>,
     alarm: Alarm,
-    partitions: usize,
+    /// The consumer group for which it reads; 0 for nobody in particular.
+    group: u32,
 }
 
 impl Consumer {
@@ -49,6 +51,7 @@ impl Consumer {
         client: Client,
         topic: TopicInfo,
         config: &ConsumerConfig,
+        group: u32,
     ) -> Result<Self, ClientError> {
         let partitions: Vec<u32> = match &config.partitions {
             Partitions::All => (0..topic.partitions).collect(),
@@ -60,6 +63,7 @@ impl Consumer {
             credit: (config.credit_bytes / partitions.len().max(1) as u64).max(CREDIT_PARTITION_MIN),
             retry_for_us: retry_for.as_micros() as u64,
             out_of_range: config.out_of_range,
+            filtered: group != 0,
             seed: random_u64(),
         };
         let ids = partitions.iter().map(|partition| (*partition, topic.partition_id(*partition)));
@@ -68,8 +72,8 @@ impl Consumer {
         let mut consumer = Self {
             id: client.next_consumer(),
             alarm: Alarm::new(client.shared().clock),
-            partitions: core.positions().count(),
             core,
+            group,
             records: VecDeque::new(),
             sink,
             events,
@@ -140,12 +144,36 @@ impl Consumer {
     /// Takes one frame, after waiting for it.
     async fn fill(&mut self) -> Result<(), ConsumeError> {
         while !self.take()? {
-            if self.core.halted() == self.partitions {
+            if self.is_halted() {
                 return Err(ConsumeError::AllHalted);
             }
             self.wait().await;
         }
         Ok(())
+    }
+
+    /// All partitions are halted. A member of a group may have none for a while.
+    fn is_halted(&self) -> bool {
+        self.group == 0 && self.core.halted() == self.core.positions().count()
+    }
+
+    /// Reads one more partition, from `offset` on.
+    pub(crate) fn add(&mut self, partition: u32, offset: u64) {
+        self.records.retain(|record| record.partition != partition);
+        self.core.add(partition, self.topic.partition_id(partition), offset);
+        self.act();
+    }
+
+    /// Reads a partition no longer.
+    pub(crate) fn remove(&mut self, partition: u32) {
+        self.records.retain(|record| record.partition != partition);
+        self.core.remove(partition);
+        self.act();
+    }
+
+    /// What each partition held when it was first subscribed to, if that is known of all.
+    pub(crate) fn bounds(&self) -> Option<BTreeMap<u32, Bounds>> {
+        self.core.bounds().map(|(partition, bounds)| Some((partition, bounds?))).collect()
     }
 
     /// Waits for anything to happen.
@@ -189,7 +217,8 @@ impl Consumer {
                 }
                 Action::Subscribe { partition, attempt, offset, credit } => {
                     let (target, reader) = (target(partition), reader(partition, attempt));
-                    (partition, attempt, Command::Subscribe { target, offset, credit, reader })
+                    let group = self.group;
+                    (partition, attempt, Command::Subscribe { target, offset, credit, group, reader })
                 }
                 Action::Credit { partition, attempt, bytes } => {
                     (partition, attempt, Command::Credit { consumer, attempt, bytes })
@@ -230,7 +259,7 @@ impl Consumer {
                 return Ok(ends);
             }
             // Records that come meanwhile are kept; an error is told.
-            if self.core.halted() > 0 && !self.take()? && self.core.halted() == self.partitions {
+            if self.core.halted() > 0 && !self.take()? && self.is_halted() {
                 return Err(ConsumeError::AllHalted);
             }
             self.wait().await;

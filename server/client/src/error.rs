@@ -223,3 +223,146 @@ impl Error for ConsumeError {
         }
     }
 }
+
+/// A transaction that did not end as asked.
+#[derive(Clone, Debug)]
+pub enum TransactionError {
+    /// A message could not be stored; the transaction is being rolled back.
+    Send(SendError),
+    /// Positions of a group could not be stored; the transaction is being rolled back.
+    Offsets(Refused),
+    /// It was resolved the other way before: by an answer to a check, or by an operator. The message says which.
+    Resolved(Refused),
+    /// The server does not know it, or no longer. If an earlier attempt to end it was not answered, it may have been
+    /// done.
+    Unknown(Refused),
+    /// The server refuses.
+    Refused(Refused),
+    /// Tried for as long as `retry_for` says; what became of it is not known. The checker will be asked.
+    OutcomeUnknown(Box<ClientError>),
+    /// Something else failed before anything was decided.
+    Client(ClientError),
+}
+
+impl fmt::Display for TransactionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Send(error) => write!(f, "the transaction was rolled back: {error}"),
+            Self::Offsets(refused) => write!(f, "the transaction was rolled back: positions: {refused}"),
+            Self::Resolved(refused) | Self::Unknown(refused) | Self::Refused(refused) => refused.fmt(f),
+            Self::OutcomeUnknown(last) => write!(
+                f,
+                "gave up after retry_for without an answer; the checker will be asked what became of the transaction; last: {last}"
+            ),
+            Self::Client(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for TransactionError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Send(error) => Some(error),
+            Self::Offsets(refused)
+            | Self::Resolved(refused)
+            | Self::Unknown(refused)
+            | Self::Refused(refused) => Some(refused),
+            Self::OutcomeUnknown(error) => Some(&**error),
+            Self::Client(error) => Some(error),
+        }
+    }
+}
+
+impl From<ClientError> for TransactionError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+/// A consumer of a group that cannot go on, or something that it was asked and did not do.
+#[derive(Clone, Debug)]
+pub enum GroupError {
+    /// The server does not take it as a member, for good: another mode or other subscriptions than the others, no such
+    /// group, a filter that cannot be read.
+    Refused(Refused),
+    /// A newer owner has this partition: what was not committed in it, that one reads again. The consumer goes on with
+    /// what it has.
+    Fenced {
+        /// The topic.
+        topic: Arc<str>,
+        /// Index of the partition.
+        partition: u32,
+    },
+    /// A partition is not read any further; the others go on.
+    Partition {
+        /// The topic.
+        topic: Arc<str>,
+        /// Why.
+        error: ConsumeError,
+    },
+    /// Records of a partition cannot be received; they come again, and the other partitions go on.
+    Receive {
+        /// The topic.
+        topic: Arc<str>,
+        /// Index of the partition.
+        partition: u32,
+        /// Why.
+        error: ReceiveError,
+    },
+    /// Not a member at this moment: the group is being joined again, and there is nothing to commit for.
+    NotAMember,
+    /// The record was settled before, or its lease has ended and somebody else has got it.
+    Stale,
+    /// Tried for as long as `retry_for` says, without an answer.
+    OutcomeUnknown,
+    /// A call failed.
+    Client(ClientError),
+    /// The consumer was closed, or its runtime ended.
+    Closed,
+}
+
+impl fmt::Display for GroupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => refused.fmt(f),
+            Self::Fenced { topic, partition } => write!(
+                f,
+                "{topic}[{partition}] has a newer owner: drop what you hold of it, that one reads it again"
+            ),
+            Self::Partition { topic, error } => write!(f, "topic {topic}: {error}"),
+            Self::Receive { topic, partition, error } => {
+                write!(f, "{topic}[{partition}]: {error}; run `ringmq segment verify`")
+            }
+            Self::NotAMember => f.write_str("not a member of the group at this moment; try again soon"),
+            Self::Stale => f.write_str(
+                "the record is no longer yours: its lease has ended, or it was settled before; drop it",
+            ),
+            Self::OutcomeUnknown => f.write_str(
+                "gave up after retry_for without an answer; the record comes again unless it was done",
+            ),
+            Self::Client(error) => error.fmt(f),
+            Self::Closed => f.write_str("the consumer is closed; make a new one"),
+        }
+    }
+}
+
+impl Error for GroupError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Refused(refused) => Some(refused),
+            Self::Partition { error, .. } => Some(error),
+            Self::Receive { error, .. } => Some(error),
+            Self::Client(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ClientError> for GroupError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(refused) => Self::Refused(refused),
+            error => Self::Client(error),
+        }
+    }
+}

@@ -31,6 +31,15 @@ pub const CREDIT_BYTES: u64 = 8 << 20;
 /// Least credit of one partition.
 pub const CREDIT_PARTITION_MIN: u64 = 64 << 10;
 
+/// Checks of transactions that are answered at once.
+pub const CHECKS_AT_ONCE: usize = 64;
+/// Default of `prefetch`.
+pub const PREFETCH: u32 = 32;
+/// Time between two commits of a consumer of a group that commits by itself.
+pub const AUTO_COMMIT: Duration = Duration::from_secs(1);
+/// Time for which nobody else gets a received record, where neither the caller nor the group says.
+pub const INVISIBLE: Duration = Duration::from_secs(60);
+
 /// First pause before something is tried again; doubled each time.
 pub const BACKOFF_MIN_US: u64 = 20_000;
 /// Longest pause before something is tried again.

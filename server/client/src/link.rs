@@ -41,6 +41,49 @@ pub(crate) enum Call {
     ListTopics { after: String },
     ListOffsets { target: Target, what: OffsetSpec },
     Fetch { target: Target, offset: u64, max_bytes: u32, max_wait_ms: u32 },
+    Any(AnyCall),
+}
+
+/// Gives a request, built from what it owns, to a caller; the first argument is the handle, if there is a target.
+pub(crate) type Build = dyn Fn(u32, &mut dyn FnMut(&Request<'_>)) + Send + Sync;
+
+/// A request of any kind.
+#[derive(Clone)]
+pub(crate) struct AnyCall {
+    /// The partition whose handle the request needs.
+    pub(crate) target: Option<Target>,
+    /// Time that the server may take before it answers.
+    pub(crate) wait_ms: u32,
+    pub(crate) build: Arc<Build>,
+}
+
+impl std::fmt::Debug for AnyCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnyCall").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl Call {
+    /// A request that concerns no partition's handle.
+    pub(crate) fn any(build: impl Fn(&mut dyn FnMut(&Request<'_>)) + Send + Sync + 'static) -> Self {
+        Self::Any(AnyCall { target: None, wait_ms: 0, build: Arc::new(move |_, ask| build(ask)) })
+    }
+
+    /// A request that needs the handle of a partition.
+    pub(crate) fn at(
+        target: Target,
+        build: impl Fn(u32, &mut dyn FnMut(&Request<'_>)) + Send + Sync + 'static,
+    ) -> Self {
+        Self::Any(AnyCall { target: Some(target), wait_ms: 0, build: Arc::new(build) })
+    }
+
+    /// The server may take this long before it answers.
+    pub(crate) fn waiting(mut self, wait_ms: u32) -> Self {
+        if let Self::Any(call) = &mut self {
+            call.wait_ms = wait_ms;
+        }
+        self
+    }
 }
 
 /// Why a call has no answer.
@@ -84,14 +127,56 @@ impl Reader {
     }
 }
 
+/// What one who answers checks hears.
+#[derive(Debug)]
+pub(crate) enum CheckEvent {
+    Registered,
+    Check(Message),
+    Refused(Refused),
+    Lost,
+}
+
 #[derive(Debug)]
 pub(crate) enum Command {
-    Call { call: Call, reply: oneshot::Sender<Result<Message, CallError>> },
-    Produce { target: Target, batch: u64, frame: Bytes, sink: mpsc::UnboundedSender<ProduceEvent> },
-    Resolve { target: Target, what: OffsetSpec, reader: Reader },
-    Subscribe { target: Target, offset: u64, credit: u64, reader: Reader },
-    Credit { consumer: u64, attempt: u64, bytes: u64 },
-    Unsubscribe { consumer: u64, attempt: u64 },
+    Call {
+        call: Call,
+        reply: oneshot::Sender<Result<Message, CallError>>,
+    },
+    Produce {
+        target: Target,
+        batch: u64,
+        frame: Bytes,
+        sink: mpsc::UnboundedSender<ProduceEvent>,
+    },
+    Resolve {
+        target: Target,
+        what: OffsetSpec,
+        reader: Reader,
+    },
+    /// `group` is 0 for nobody in particular.
+    Subscribe {
+        target: Target,
+        offset: u64,
+        credit: u64,
+        group: u32,
+        reader: Reader,
+    },
+    /// Stays until the sink is dropped or the connection ends.
+    Register {
+        group: Arc<str>,
+        sink: mpsc::UnboundedSender<CheckEvent>,
+    },
+    /// The sink of this group's registration was dropped.
+    EndRegistrations,
+    Credit {
+        consumer: u64,
+        attempt: u64,
+        bytes: u64,
+    },
+    Unsubscribe {
+        consumer: u64,
+        attempt: u64,
+    },
     CloseConsumer(u64),
 }
 
@@ -102,6 +187,7 @@ enum Tag {
     Produce(Vec<(u64, mpsc::UnboundedSender<ProduceEvent>)>),
     Resolve(Reader),
     Subscribe(u32, Reader),
+    Register(mpsc::UnboundedSender<CheckEvent>),
     Unsubscribe,
 }
 
@@ -230,6 +316,7 @@ impl Link {
             connection,
             subscriptions: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            registrations: BTreeMap::new(),
             drain_until_us: u64::MAX,
         };
         let mut alarm = Alarm::new(clock);
@@ -290,6 +377,8 @@ struct Session {
     subscriptions: BTreeMap<u32, Reader>,
     /// Number of the subscription of each consumer's attempt.
     numbers: BTreeMap<(u64, u64), u32>,
+    /// Who answers checks, and of which producer group.
+    registrations: BTreeMap<u32, (Arc<str>, mpsc::UnboundedSender<CheckEvent>)>,
     drain_until_us: u64,
 }
 
@@ -316,17 +405,24 @@ impl Session {
                 Command::Resolve { target, what, reader } => {
                     self.connection.list_offsets(now_us, Tag::Resolve(reader), &target, what);
                 }
-                Command::Subscribe { target, offset, credit, reader } => {
+                Command::Register { group, sink } => {
+                    let tag = Tag::Register(sink.clone());
+                    let number = self.connection.register_producer(now_us, tag, &group);
+                    self.registrations.insert(number, (group, sink));
+                }
+                Command::EndRegistrations => self.end_registrations(now_us),
+                Command::Subscribe { target, offset, credit, group, reader } => {
                     let key = (reader.consumer, reader.attempt);
                     let number = self.connection.next_subscription();
                     self.numbers.insert(key, number);
                     self.subscriptions.insert(number, reader.clone());
-                    self.connection.subscribe(
+                    self.connection.subscribe_for(
                         now_us,
                         Tag::Subscribe(number, reader),
                         &target,
                         offset,
                         credit,
+                        group,
                     );
                 }
                 Command::Credit { consumer, attempt, bytes } => {
@@ -375,6 +471,15 @@ impl Session {
             Call::Fetch { target, offset, max_bytes, max_wait_ms } => {
                 connection.fetch(now_us, tag, target, *offset, *max_bytes, *max_wait_ms);
             }
+            Call::Any(AnyCall { target, wait_ms, build }) => {
+                let extra_us = u64::from(*wait_ms) * 1_000;
+                match target {
+                    Some(target) => {
+                        connection.call_at(now_us, tag, target, extra_us, |handle, ask| build(handle, ask));
+                    }
+                    None => connection.call_for(now_us, tag, extra_us, |ask| build(0, ask)),
+                }
+            }
         }
     }
 
@@ -399,6 +504,16 @@ impl Session {
         }
         let frames = frames.iter().map(|frame| (&frame.0, frame.1.clone()));
         self.connection.produce(now_us, Tag::Produce(tags), frames);
+    }
+
+    /// Ends the registrations that nobody listens to any more.
+    fn end_registrations(&mut self, now_us: u64) {
+        let over = self.registrations.extract_if(.., |_, registered| registered.1.is_closed());
+        for (number, (group, _)) in over.collect::<Vec<_>>() {
+            if self.connection.is_ready() {
+                self.connection.end_registration(now_us, Tag::Unsubscribe, number, &group);
+            }
+        }
     }
 
     fn unsubscribe(&mut self, now_us: u64, number: u32) {
@@ -452,6 +567,12 @@ impl Session {
                     reader.tell(ReadEvent::Refused(refused));
                 }
             }
+            Event::Check { registration, message } => {
+                // One that nobody hears is asked again, of somebody else.
+                if let Some((_, sink)) = self.registrations.get(&registration) {
+                    let _ = sink.send(CheckEvent::Check(message));
+                }
+            }
             Event::Goodbye => self.drain_until_us = now_us + limits::DRAIN_MAX_US,
         }
     }
@@ -477,6 +598,10 @@ impl Session {
             (Tag::Resolve(reader), Err(refused)) => {
                 reader.tell(ReadEvent::Refused(refused));
             }
+            (Tag::Register(sink), result) => {
+                let event = result.map_or_else(CheckEvent::Refused, |_| CheckEvent::Registered);
+                let _ = sink.send(event);
+            }
             (Tag::Produce(_) | Tag::Unsubscribe, _) => {}
         }
     }
@@ -494,8 +619,11 @@ impl Session {
                 Tag::Resolve(reader) => {
                     reader.tell(ReadEvent::Lost);
                 }
-                Tag::Subscribe(..) | Tag::Unsubscribe => {}
+                Tag::Subscribe(..) | Tag::Register(_) | Tag::Unsubscribe => {}
             }
+        }
+        for (_, sink) in self.registrations.into_values() {
+            let _ = sink.send(CheckEvent::Lost);
         }
         for reader in self.subscriptions.into_values() {
             reader.tell(ReadEvent::Lost);
@@ -510,6 +638,10 @@ fn not_sent(command: Command, error: &ClientError) {
         Command::Resolve { reader, .. } | Command::Subscribe { reader, .. } => {
             reader.tell(ReadEvent::Lost);
         }
-        Command::Credit { .. } | Command::Unsubscribe { .. } | Command::CloseConsumer(_) => {}
+        Command::Register { sink, .. } => drop(sink.send(CheckEvent::Lost)),
+        Command::Credit { .. }
+        | Command::Unsubscribe { .. }
+        | Command::CloseConsumer(_)
+        | Command::EndRegistrations => {}
     }
 }

@@ -3,11 +3,13 @@
 //! The core decides; this shell gives it the time, carries its frames to the links, and wakes whoever waits. `send`
 //! puts the record into the core itself, under a lock, so that a record costs no message between tasks.
 
+use crate::admin::PendingHandle;
 use crate::client::{Client, TopicInfo};
 use crate::clock::{Alarm, Clock, random_u64, wall_ms};
 use crate::config::ProducerConfig;
 use crate::core::Random;
 use crate::core::connection::{Stored, Target};
+use crate::core::late::Late;
 use crate::core::producer::{
     Completion, Outgoing, ProducerCore, ProducerCoreConfig, ProducerIdentity, PushError, Pushed,
 };
@@ -16,12 +18,14 @@ use crate::limits;
 use crate::link::{Command, ProduceEvent};
 use crate::partitioner::partition_of_key;
 use bytes::Bytes;
+use ringmq_format::PartitionId;
 use ringmq_format::record::Record;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 /// A record to publish.
@@ -80,6 +84,19 @@ pub struct Ack {
     pub duplicate: bool,
 }
 
+/// A record on disk that becomes visible later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LateAck {
+    /// Index of its partition.
+    pub partition: u32,
+    /// Names the message, to cancel, reschedule or peek at it. Records that share a frame share it.
+    pub handle: PendingHandle,
+    /// When it was stored: the server's clock, Unix milliseconds.
+    pub timestamp_ms: i64,
+    /// An earlier attempt had stored it, whose answer was lost.
+    pub duplicate: bool,
+}
+
 #[derive(Debug)]
 enum BatchState {
     Pending(Vec<Waker>),
@@ -89,7 +106,7 @@ enum BatchState {
 type Batch = Mutex<BatchState>;
 
 /// Resolves when the record is on disk, or will not be. It may be dropped: the record is sent all the same.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "await it to know that the record is on disk"]
 pub struct SendFuture {
     batch: Arc<Batch>,
@@ -116,6 +133,40 @@ impl Future for SendFuture {
                 Poll::Pending
             }
         }
+    }
+}
+
+/// Resolves when a record that becomes visible later is on disk, or will not be. It may be dropped: the record is sent
+/// all the same, and the commit of a transaction waits for all that was sent in it.
+#[derive(Clone, Debug)]
+pub struct LateFuture {
+    sent: SendFuture,
+    base_partition: PartitionId,
+}
+
+impl LateFuture {
+    /// Distinguishes frames.
+    pub(crate) fn frame(&self) -> usize {
+        Arc::as_ptr(&self.sent.batch) as usize
+    }
+}
+
+impl Future for LateFuture {
+    type Output = Result<LateAck, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let index = u64::from(self.sent.index);
+        let base = self.base_partition.0;
+        Pin::new(&mut self.sent).poll(context).map_ok(|ack| LateAck {
+            partition: ack.partition,
+            handle: PendingHandle {
+                partition: PartitionId(base.wrapping_add(ack.partition)),
+                // The frame has one identity; records behind the first are counted on by `SendFuture`.
+                lsn: ack.offset - index,
+            },
+            timestamp_ms: ack.timestamp_ms,
+            duplicate: ack.duplicate,
+        })
     }
 }
 
@@ -211,8 +262,70 @@ impl Producer {
         self.with_room(|| self.try_send(&record, partition)).await
     }
 
+    /// Gives a record to the producer that becomes visible at `due_ms` (Unix milliseconds by the server's clock), never
+    /// before; a time that is past is now. It is a message of its own, which the receipt's handle names.
+    ///
+    /// ```no_run
+    /// # use ringmq_client::{Client, ProducerConfig, RecordBuf};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let producer = client.producer("reminders", ProducerConfig::default()).await?;
+    /// let in_an_hour = std::time::Duration::from_secs(3600);
+    /// let receipt = producer.send_after(RecordBuf::new("call back"), None, in_an_hour).await?.await?;
+    /// client.cancel_timer(receipt.handle).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn send_at(
+        &self,
+        record: RecordBuf,
+        partition: Option<u32>,
+        due_ms: i64,
+    ) -> Result<LateFuture, SendError> {
+        let (txn, due_ms, group) = (0, due_ms.max(1), Arc::from(""));
+        self.send_late(record, partition, Late { txn, due_ms, check_after_ms: 0, group, alone: true }).await
+    }
+
+    /// As [`Producer::send_at`], counted from now by this machine's clock.
+    pub async fn send_after(
+        &self,
+        record: RecordBuf,
+        partition: Option<u32>,
+        delay: Duration,
+    ) -> Result<LateFuture, SendError> {
+        let delay_ms = delay.as_millis().min(i64::MAX as u128) as i64;
+        self.send_at(record, partition, wall_ms().saturating_add(delay_ms)).await
+    }
+
+    pub(crate) async fn send_late(
+        &self,
+        record: RecordBuf,
+        partition: Option<u32>,
+        late: Late,
+    ) -> Result<LateFuture, SendError> {
+        tokio::task::consume_budget().await;
+        let sent = self.with_room(|| self.try_push(&record, partition, Some(&late))).await?;
+        Ok(LateFuture { sent, base_partition: self.shared.topic.base_partition })
+    }
+
+    /// The partition to which a record goes.
+    pub(crate) fn choose(&self, key: Option<&[u8]>, partition: Option<u32>) -> Result<u32, SendError> {
+        match partition {
+            Some(partition) => self.check(partition),
+            None => Ok(lock(&self.shared.state).choose(self.shared.topic.partitions, key)),
+        }
+    }
+
     /// Like `send`, but answers [`SendError::Full`] where that would wait.
     pub fn try_send(&self, record: &RecordBuf, partition: Option<u32>) -> Result<SendFuture, SendError> {
+        self.try_push(record, partition, None)
+    }
+
+    fn try_push(
+        &self,
+        record: &RecordBuf,
+        partition: Option<u32>,
+        late: Option<&Late>,
+    ) -> Result<SendFuture, SendError> {
         let properties: Vec<(&[u8], &[u8])> =
             record.properties.iter().map(|property| (&property.0[..], &property.1[..])).collect();
         let wire = Record {
@@ -227,7 +340,7 @@ impl Producer {
                 Some(partition) => self.check(partition)?,
                 None => state.choose(self.shared.topic.partitions, wire.key),
             };
-            state.core.push(self.shared.clock.now_us(), partition, &wire).map_err(send_error)
+            state.core.push_late(self.shared.clock.now_us(), partition, &wire, late).map_err(send_error)
         })
     }
 
@@ -306,6 +419,12 @@ impl Producer {
             }
             done.await;
         }
+    }
+
+    /// Lets what is collected wait for nothing more.
+    pub(crate) fn push_out(&self) {
+        lock(&self.shared.state).core.flush();
+        self.shared.work.notify_one();
     }
 
     /// Flushes and ends. What a later producer needs to go on as this one is in the answer.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
+#[allow(dead_code)] // Each test binary uses its part of the fake.
 mod fake;
 
 use fake::Server;

@@ -111,6 +111,35 @@ codes! {
     60 Throttled Yes "The server asks to slow down; try again after the time it names";
     61 Recovering Yes "The shard is still recovering; try again soon";
     62 ShuttingDown Yes "The server is shutting down; reconnect and try again";
+
+    // Consumer groups.
+    70 UnknownGroup No "No such consumer group; create it first, or join with permission to create it";
+    71 GroupExists No "A consumer group of this name exists";
+    72 InvalidGroupName No "A group name is 1 to 127 bytes of A-Z a-z 0-9 _ - . % and neither '.' nor '..'";
+    73 NotAMember No "The member is not, or no longer, in the group: join again";
+    74 StaleGeneration No "A newer member owns this partition: stop, heartbeat, and go on with the new assignment";
+    75 SubscriptionConflict No "Members of a group must consume in the same mode with the same subscriptions; the message names the member and the difference";
+    76 StaleHandle No "The record was delivered again, or consumed, after this lease was given: drop it";
+    77 InvalidFilter No "The filter expression cannot be read; the message names the column";
+
+    // Transactions and delays.
+    78 UnknownTransaction No "No such transaction: it never was, or it was resolved longer ago than the server remembers";
+    79 TransactionResolved No "The transaction was resolved the other way; the message says which and when";
+    80 TransactionEnded No "The transaction is resolved already and takes nothing more; begin another one";
+    81 TransactionTooLarge No "The transaction has as many messages on this shard as it may; commit smaller ones";
+    82 UnknownTimer No "No such pending message: it never was, or it was delivered or cancelled longer ago than the server remembers";
+    83 TimerDelivered No "The message was delivered already";
+    84 DelayTooLong No "The delay is longer than the topic allows; choose an earlier time, or raise the topic's limit";
+    85 TooManyPending Yes "As many delayed and half messages are pending as there is room for; try again later";
+    86 InvalidSettings No "A setting is out of its range, or cannot be changed as asked; the message names it";
+    87 WrongTopicKind No "The topic does not take messages of this kind; use another topic, or alter its kind";
+
+    // Consumer groups again.
+    88 UnknownLease No "No record was delivered to this group under this lease";
+    89 GroupInUse No "The group has members; stop them first, or ask to remove it all the same";
+    90 TooManyGroups No "The data directory has as many consumer groups as it may";
+    91 TooManyMembers No "The group has as many members as it may";
+    92 NotADeadLetter No "The record is not a dead letter, or where it came from is gone";
 }
 
 impl ErrorCode {

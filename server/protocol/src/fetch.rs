@@ -1,7 +1,8 @@
 //! The fixed parts of a FETCH answer and of a PUSH, and the walk over their entries.
 //!
 //! An entry is a [`FetchEntryHeader`] and, right behind it, a frame. The entry's numbers count, not the frame's: a
-//! bound frame was written before it had an offset.
+//! bound frame was written before it had an offset. An entry with [`ENTRY_SAME_FRAME`] has no frame of its own: it is
+//! a further run of records of the frame of the entry in front of it.
 
 use crate::fields::put;
 use crate::header::{Flags, HEADER_SIZE, Op, begin, end};
@@ -34,11 +35,15 @@ pub struct FetchEntryHeader {
     pub base_offset: U64,
     /// When it became visible, Unix milliseconds.
     pub visible_time: I64,
-    /// Index in the frame of the entry's first record.
+    /// Index in the frame of the entry's first record, and the bit [`ENTRY_SAME_FRAME`]: see
+    /// [`FetchEntryHeader::first`].
     pub first_record: U32,
     /// Records of the entry.
     pub count: U32,
 }
+
+/// Bit of [`FetchEntryHeader::first_record`]: no frame follows, the one of the entry in front of it is meant.
+pub const ENTRY_SAME_FRAME: u32 = 1 << 31;
 
 /// Bytes of [`FetchFields`].
 pub const FETCH_FIELDS_SIZE: usize = 24;
@@ -71,6 +76,23 @@ impl FetchEntryHeader {
             first_record: U32::new(first_record),
             count: U32::new(count),
         }
+    }
+
+    /// A further run of records of the frame of the entry in front of this one.
+    #[must_use]
+    pub fn in_same_frame(mut self) -> Self {
+        self.first_record |= U32::new(ENTRY_SAME_FRAME);
+        self
+    }
+
+    /// Index in the frame of the entry's first record.
+    pub fn first(&self) -> u32 {
+        self.first_record.get() & !ENTRY_SAME_FRAME
+    }
+
+    /// No frame follows this header.
+    pub fn is_in_same_frame(&self) -> bool {
+        self.first_record.get() & ENTRY_SAME_FRAME != 0
     }
 
     /// First offset behind the entry; saturates on hostile numbers.
@@ -117,37 +139,44 @@ pub fn put_entry(out: &mut Vec<u8>, header: &FetchEntryHeader) {
     put(out, header);
 }
 
-/// The entries in the frames part of a FETCH answer or PUSH. Ends after the first that is not valid.
+/// The entries in the frames part of an answer or PUSH. Ends after the first that is not valid.
 pub fn entries(bytes: &[u8]) -> impl Iterator<Item = Result<Entry<'_>, Corruption>> {
     let mut rest = bytes;
+    let mut frame = None;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let entry = entry(rest);
-        rest = match &entry {
-            Ok(entry) => &rest[FETCH_ENTRY_SIZE + entry.frame.bytes.len()..],
-            Err(_) => &[],
-        };
+        let entry = entry(&mut rest, frame);
+        match &entry {
+            Ok(entry) => frame = Some(entry.frame),
+            Err(_) => rest = &[],
+        }
         Some(entry)
     })
 }
 
-fn entry(bytes: &[u8]) -> Result<Entry<'_>, Corruption> {
+fn entry<'a>(rest: &mut &'a [u8], last: Option<Frame<'a>>) -> Result<Entry<'a>, Corruption> {
     use ringmq_format::Damage;
     let bad = |field, damage, expected: u64, found: u64| {
         Corruption::new("fetch entry", field, damage, expected, found)
     };
-    let (header, rest) = FetchEntryHeader::ref_from_prefix(bytes)
+    let bytes = *rest;
+    let (header, behind) = FetchEntryHeader::ref_from_prefix(bytes)
         .map_err(|_| bad("header", Damage::Truncated, FETCH_ENTRY_SIZE as u64, bytes.len() as u64))?;
-    let frame = Frame::parse(rest)?;
-    let last = u64::from(header.first_record.get()) + u64::from(header.count.get());
+    let frame = match last {
+        Some(frame) if header.is_in_same_frame() => frame,
+        None if header.is_in_same_frame() => return Err(bad("first_record", Damage::Field, 0, 1)),
+        _ => Frame::parse(behind)?,
+    };
     let count = u64::from(frame.header.count.get());
-    if last > count {
-        return Err(bad("count", Damage::Field, count, last));
+    let end = u64::from(header.first()) + u64::from(header.count.get());
+    if end > count {
+        return Err(bad("count", Damage::Field, count, end));
     }
     if header.base_offset.get().checked_add(u64::from(header.count.get())).is_none() {
         return Err(bad("base_offset", Damage::Field, u64::MAX, header.base_offset.get()));
     }
+    *rest = if header.is_in_same_frame() { behind } else { &behind[frame.bytes.len()..] };
     Ok(Entry { header, frame })
 }

@@ -1,10 +1,12 @@
 //! Walks own fields: fixed zerocopy parts, then strings of a u16 length and UTF-8 bytes.
 
+use crate::items::{Item, Items};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-#[derive(Clone, Copy)]
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
+/// Own fields that are being decoded. Reachable only because [`crate::items::Item`] names it; the room is private.
+#[derive(Debug)]
+pub struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
     pub(crate) fn take<T>(&mut self) -> Option<&'a T>
@@ -37,6 +39,18 @@ impl<'a> Fields<'a> {
         let (text, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         std::str::from_utf8(text).ok()
+    }
+
+    /// A list of items that follow each other, every one checked.
+    pub(crate) fn items<T: Item<'a>>(&mut self, count: u32, max: usize) -> Option<Items<'a, T>> {
+        let bytes = self.0;
+        if count as usize > max {
+            return None;
+        }
+        for _ in 0..count {
+            T::take(self)?;
+        }
+        Some(Items::new(count, &bytes[..bytes.len() - self.0.len()]))
     }
 
     pub(crate) fn end<T>(self, value: T) -> Option<T> {

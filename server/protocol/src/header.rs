@@ -81,6 +81,29 @@ ops! {
     14 Push "Server to client: frames of a subscription, or the error that ended it.";
     15 ListOffsets "Asks for an offset by time, or for the first or last one.";
     16 Goodbye "Server to client: it drains; finish what is open and reconnect.";
+    17 JoinGroup "Makes the client a member of a consumer group.";
+    18 Heartbeat "Says that a member lives, and asks whether its assignment has changed.";
+    19 LeaveGroup "Ends a membership.";
+    20 CommitOffsets "Makes positions of a group durable, at once or with a transaction.";
+    21 FetchOffsets "Asks where a group stands, and claims partitions for a member.";
+    22 Receive "Receives records of a partition, each with a lease, waiting for the first if asked to.";
+    23 Ack "Says that received records are consumed; answered when that is durable.";
+    24 ChangeInvisible "Prolongs leases, hands records back, or says that deliveries have failed.";
+    25 EndTransaction "Commits or aborts a transaction; answered when that is durable.";
+    26 RegisterProducer "Says that this connection can answer checks of a producer group.";
+    27 Check "Server to client: what became of this transaction?";
+    28 ListTimers "Asks for a page of the messages that wait for their time.";
+    29 ChangeTimer "Cancels or reschedules a message that waits, or all of a topic.";
+    30 ListGroups "Asks for a page of all consumer groups.";
+    31 DescribeGroup "Asks for a group's settings, members and positions.";
+    32 SetGroup "Makes a consumer group, or alters its settings.";
+    33 ResetGroup "Moves a group's positions in a topic, or says what that would do.";
+    34 DeleteGroup "Removes a consumer group and its positions.";
+    35 AlterTopic "Changes the settings of a topic, or reads them.";
+    36 ListTransactions "Asks for a page of the transactions that are not resolved, or for one.";
+    37 ReplayDeadLetters "Puts dead letters back into the partitions that they came from.";
+    38 PeekMessage "Asks for the frame of a message that is not visible yet.";
+    39 TopicStats "Asks for the statistics of a topic.";
 }
 
 /// In front of every message.

@@ -8,7 +8,9 @@
 //! Ignorant of sockets, clocks, topics that exist and the engine. Never panics on hostile bytes, and allocates
 //! nothing while it decodes.
 //!
-//! Reading order: [`limits`], [`header`], [`error_code`], [`request`], [`response`], [`produce`], [`fetch`].
+//! Reading order: [`limits`], [`header`], [`error_code`], [`request`], [`response`], [`produce`], [`fetch`]; then,
+//! one room for each kind of work, [`group`], [`group_settings`], [`queue`], [`transaction`], [`timer`],
+//! [`group_admin`], [`topic`].
 //!
 //! # A server's side
 //! ```
@@ -34,19 +36,41 @@
 pub mod error_code;
 pub mod fetch;
 mod fields;
+pub mod group;
+pub mod group_admin;
+pub mod group_settings;
 pub mod header;
+pub mod items;
 pub mod layout;
 pub mod limits;
 pub mod produce;
+pub mod queue;
 pub mod request;
 pub mod response;
 #[cfg(test)]
 mod tests;
+pub mod timer;
+pub mod topic;
+pub mod transaction;
 
 pub use error_code::{ErrorCode, Retry};
-pub use fetch::{Entry, FetchEntryHeader, FetchFields, entries};
+pub use fetch::{ENTRY_SAME_FRAME, Entry, FetchEntryHeader, FetchFields, entries};
+pub use group::{
+    Assignment, CommitOffsets, FetchOffsets, FetchedOffset, GroupMode, Heartbeat, HeartbeatAnswer, JoinGroup,
+    Joined, LeaveGroup, Outcome, PositionEntry, Subscription,
+};
+pub use group_admin::{
+    DeleteGroup, DescribeGroup, DescribedGroup, GroupEntry, GroupPage, GroupPosition, GroupReset, ListGroups,
+    MemberEntry, ResetEntry, ResetGroup, SetGroup, SetGroupMode,
+};
+pub use group_settings::{GroupSettings, GroupStart};
 pub use header::{Flags, FramingError, HEADER_SIZE, Header, Op, begin, end};
+pub use items::{Item, Items, ItemsBuf};
 pub use produce::{OUTCOME_DUPLICATE, ProduceOutcome, ProduceSlot};
+pub use queue::{
+    Ack, ChangeInvisible, ChangedLease, Lease, LeaseChange, LeaseHandle, Receive, Received,
+    ReplayDeadLetters, Replayed,
+};
 pub use request::{
     CreateTopic, Credit, DescribeTopic, Fetch, Hello, ListOffsets, ListTopics, Metadata, Names, NamesBuf,
     OffsetSpec, Open, Produce, Refusal, Request, Subscribe, decode_request,
@@ -54,6 +78,12 @@ pub use request::{
 pub use response::{
     Bounds, DescribedTopic, ErrorBody, Goodbye, HelloAnswer, ListedOffset, Opened, PartitionEntry, Response,
     ResponseError, TopicEntries, TopicEntriesBuf, TopicEntry, TopicPage, decode_response,
+};
+pub use timer::{ListTimers, PeekMessage, Peeked, TimerChange, TimerChanged, TimerEntry, TimerPage};
+pub use topic::{AlterTopic, AlteredTopic, TopicKind, TopicSettings, TopicStats};
+pub use transaction::{
+    Check, EndSource, EndTransaction, Ended, HalfEntry, ListTransactions, RegisterProducer, Registered,
+    TransactionEnd, TransactionEntry, TransactionPage, TransactionState,
 };
 
 /// The version that this crate speaks, and the only one there is.

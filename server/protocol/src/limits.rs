@@ -52,6 +52,70 @@ pub const NAME_STRING_MAX: usize = 255;
 /// Text of an error answer.
 pub const ERROR_MESSAGE_MAX: usize = 1_024;
 
+/// Subscriptions of a member.
+pub const SUBSCRIPTIONS_OF_MEMBER_MAX: usize = 64;
+/// A filter expression.
+pub const FILTER_STRING_MAX: usize = 4 << 10;
+/// Partitions of one topic that are named in an assignment. A topic with all its partitions assigned needs no names.
+pub const TOPIC_PARTITIONS_ASSIGNED_MAX: usize = 65_536;
+/// Partitions that are named in one assignment, over all topics.
+pub const PARTITIONS_ASSIGNED_MAX: usize = 131_072;
+/// Positions of one HEARTBEAT.
+pub const HEARTBEAT_POSITIONS_MAX: usize = 4_096;
+/// Positions of one COMMIT_OFFSETS, partitions of one FETCH_OFFSETS.
+pub const OFFSETS_MAX: usize = 16_384;
+/// Steps of a group's backoff.
+pub const BACKOFF_STEPS_MAX: usize = 64;
+/// Longest wait of a RECEIVE or HEARTBEAT that is honoured; more is treated as this.
+pub const RECEIVE_WAIT_MS_MAX: u32 = 30_000;
+/// Longest invisible time that is honoured; more is treated as this. RocketMQ's 12 hours.
+pub const INVISIBLE_MS_MAX: u32 = 43_200_000;
+/// Leases of one answer to RECEIVE.
+pub const LEASES_MAX: usize = 4_096;
+/// Handles of one ACK, changes of one CHANGE_INVISIBLE.
+pub const ACKS_MAX: usize = 4_096;
+/// Offsets of one REPLAY_DEAD_LETTERS.
+pub const REPLAY_MAX: usize = 1_024;
+/// Groups of one LIST_GROUPS page.
+pub const LIST_GROUPS_MAX: usize = 1_024;
+/// Members of one DESCRIBE_GROUP answer.
+pub const DESCRIBE_MEMBERS_MAX: usize = 1_024;
+/// Positions of one DESCRIBE_GROUP page.
+pub const DESCRIBE_POSITIONS_MAX: usize = 1_024;
+/// Partitions of one RESET_GROUP answer.
+pub const RESET_PARTITIONS_MAX: usize = 16_384;
+/// Messages of one LIST_TIMERS page.
+pub const LIST_TIMERS_MAX: usize = 1_024;
+/// Transactions of one LIST_TRANSACTIONS page.
+pub const LIST_TRANSACTIONS_MAX: usize = 1_024;
+/// Halves of the transaction that LIST_TRANSACTIONS was asked for.
+pub const LIST_HALVES_MAX: usize = 2_048;
+/// Registrations of producer groups that a connection may have.
+pub const REGISTRATIONS_MAX: usize = 1_024;
+
+const _: () = {
+    // Every answer fits the own fields.
+    assert!(
+        64 + SUBSCRIPTIONS_OF_MEMBER_MAX * (24 + NAME_STRING_MAX) + PARTITIONS_ASSIGNED_MAX * 4
+            <= FIELDS_SIZE_MAX
+    );
+    assert!(
+        4_096 + SUBSCRIPTIONS_OF_MEMBER_MAX * (4 + NAME_STRING_MAX + FILTER_STRING_MAX) <= FIELDS_SIZE_MAX
+    );
+    assert!(TOPIC_PARTITIONS_ASSIGNED_MAX <= PARTITIONS_ASSIGNED_MAX);
+    assert!(64 + OFFSETS_MAX * 32 <= FIELDS_SIZE_MAX && 64 + RESET_PARTITIONS_MAX * 40 <= FIELDS_SIZE_MAX);
+    assert!(64 + HEARTBEAT_POSITIONS_MAX * 16 <= FIELDS_SIZE_MAX);
+    assert!(64 + LEASES_MAX * 32 <= FIELDS_SIZE_MAX && 64 + ACKS_MAX * 40 <= FIELDS_SIZE_MAX);
+    assert!(64 + LIST_GROUPS_MAX * (40 + NAME_STRING_MAX) <= FIELDS_SIZE_MAX);
+    let described = SUBSCRIPTIONS_OF_MEMBER_MAX * (4 + NAME_STRING_MAX + FILTER_STRING_MAX);
+    let members = DESCRIBE_MEMBERS_MAX * (36 + 2 * NAME_STRING_MAX);
+    assert!(4_096 + described + members + DESCRIBE_POSITIONS_MAX * 88 <= FIELDS_SIZE_MAX);
+    assert!(64 + LIST_TIMERS_MAX * (34 + NAME_STRING_MAX) <= FIELDS_SIZE_MAX);
+    let halves = LIST_HALVES_MAX * (34 + NAME_STRING_MAX);
+    assert!(64 + 66 + NAME_STRING_MAX + halves <= FIELDS_SIZE_MAX);
+    assert!(64 + LIST_TRANSACTIONS_MAX * (66 + NAME_STRING_MAX) <= FIELDS_SIZE_MAX);
+};
+
 const _: () = {
     // The largest frame fits a request with its own fields, and a bounded connection takes several such requests.
     assert!(FRAME_SIZE_MAX + 16 <= REQUEST_SIZE_MAX);

@@ -5,10 +5,16 @@
 
 use crate::error_code::ErrorCode;
 use crate::fields::{Fields, put, put_string};
+use crate::group::{CommitOffsets, FetchOffsets, Heartbeat, JoinGroup, LeaveGroup};
+use crate::group_admin::{DeleteGroup, DescribeGroup, ListGroups, ResetGroup, SetGroup};
 use crate::header::{Flags, HEADER_SIZE, Header, Op, begin, end};
 use crate::limits::{HELLO_STRING_MAX, METADATA_NAMES_MAX, NAME_STRING_MAX, PRODUCE_FRAMES_MAX};
 use crate::produce::{ProduceHead, ProduceSlot};
+use crate::queue::{Ack, ChangeInvisible, Receive, ReplayDeadLetters};
 use crate::response::ErrorBody;
+use crate::timer::{ListTimers, PeekMessage, TimerChange};
+use crate::topic::AlterTopic;
+use crate::transaction::{EndTransaction, ListTransactions, RegisterProducer};
 use ringmq_format::limits::{FRAME_ALIGN, FRAME_HEADER_SIZE, FRAME_SIZE_MAX};
 use std::fmt;
 use zerocopy::little_endian::{I64, U16, U32, U64};
@@ -27,6 +33,22 @@ macro_rules! wire {
 }
 pub(crate) use wire;
 
+/// Like `wire`, for arrays that callers fill and read in place.
+macro_rules! wire_open {
+    ($($(#[$doc:meta])* $name:ident = $size:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(
+                Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+            )]
+            #[repr(C)]
+            pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+            const _: () = assert!(size_of::<$name>() == $size);
+        )*
+    };
+}
+pub(crate) use wire_open;
+
 wire! {
     /// HELLO; then the client's name.
     HelloHead = 4 { version_min: u8, version_max: u8, reserved: U16, }
@@ -40,10 +62,12 @@ wire! {
     ListTopicsHead = 8 { limit: U32, reserved: U32, }
     /// OPEN; then the topic.
     OpenHead = 8 { partition: U32, reserved: U32, }
-    /// FETCH.
+    /// FETCH; then, for a group, [`ForGroupWire`].
     FetchWire = 16 { offset: U64, max_bytes: U32, max_wait_ms: U32, }
-    /// SUBSCRIBE.
+    /// SUBSCRIBE; then, for a group, [`ForGroupWire`].
     SubscribeWire = 24 { subscription: U32, reserved: U32, offset: U64, credit: U64, }
+    /// Behind the fields of FETCH and SUBSCRIBE.
+    ForGroupWire = 8 { group: U32, reserved: U32, }
     /// CREDIT.
     CreditWire = 8 { bytes: U64, }
     /// LIST_OFFSETS.
@@ -200,6 +224,8 @@ pub struct Fetch {
     pub max_bytes: u32,
     /// With nothing to read: how long to wait for something.
     pub max_wait_ms: u32,
+    /// Id of a consumer group, whose filter, time to live and rate then count; 0: for nobody in particular.
+    pub group: u32,
 }
 
 /// Has frames pushed.
@@ -213,6 +239,8 @@ pub struct Subscribe {
     pub offset: u64,
     /// Bytes of entries that may be pushed.
     pub credit: u64,
+    /// Id of a consumer group, whose filter, time to live and rate then count; 0: for nobody in particular.
+    pub group: u32,
 }
 
 /// Adds to a subscription's credit.
@@ -275,6 +303,50 @@ pub enum Request<'a> {
     Unsubscribe(u32),
     /// See [`ListOffsets`].
     ListOffsets(ListOffsets),
+    /// See [`JoinGroup`].
+    JoinGroup(JoinGroup<'a>),
+    /// See [`Heartbeat`].
+    Heartbeat(Heartbeat<'a>),
+    /// See [`LeaveGroup`].
+    LeaveGroup(LeaveGroup),
+    /// See [`CommitOffsets`].
+    CommitOffsets(CommitOffsets<'a>),
+    /// See [`FetchOffsets`].
+    FetchOffsets(FetchOffsets<'a>),
+    /// See [`Receive`].
+    Receive(Receive),
+    /// See [`Ack`].
+    Ack(Ack<'a>),
+    /// See [`ChangeInvisible`].
+    ChangeInvisible(ChangeInvisible<'a>),
+    /// See [`EndTransaction`].
+    EndTransaction(EndTransaction<'a>),
+    /// See [`RegisterProducer`].
+    RegisterProducer(RegisterProducer<'a>),
+    /// See [`ListTimers`].
+    ListTimers(ListTimers<'a>),
+    /// See [`TimerChange`].
+    ChangeTimer(TimerChange<'a>),
+    /// See [`ListGroups`].
+    ListGroups(ListGroups<'a>),
+    /// See [`DescribeGroup`].
+    DescribeGroup(DescribeGroup<'a>),
+    /// See [`SetGroup`].
+    SetGroup(SetGroup<'a>),
+    /// See [`ResetGroup`].
+    ResetGroup(ResetGroup<'a>),
+    /// See [`DeleteGroup`].
+    DeleteGroup(DeleteGroup<'a>),
+    /// See [`AlterTopic`].
+    AlterTopic(AlterTopic<'a>),
+    /// See [`ListTransactions`].
+    ListTransactions(ListTransactions<'a>),
+    /// See [`ReplayDeadLetters`].
+    ReplayDeadLetters(ReplayDeadLetters<'a>),
+    /// See [`PeekMessage`].
+    PeekMessage(PeekMessage),
+    /// Statistics of the topic of this name.
+    TopicStats(&'a str),
 }
 
 /// A request that is answered with an error; the connection goes on.
@@ -342,7 +414,55 @@ pub fn decode_request<'a>(header: &Header, own_fields: &'a [u8]) -> Result<Reque
         Op::Credit => (credit(handle, fields), "CREDIT: fields"),
         Op::Unsubscribe => (fields.end(Request::Unsubscribe(handle)), "UNSUBSCRIBE: takes no fields"),
         Op::ListOffsets => (list_offsets(handle, fields), "LIST_OFFSETS: fields"),
-        Op::Push | Op::Goodbye => (None, "only the server sends this"),
+        Op::JoinGroup => (JoinGroup::take(fields).map(Request::JoinGroup), "JOIN_GROUP: fields"),
+        Op::Heartbeat => (Heartbeat::take(fields).map(Request::Heartbeat), "HEARTBEAT: fields"),
+        Op::LeaveGroup => (LeaveGroup::take(fields).map(Request::LeaveGroup), "LEAVE_GROUP: fields"),
+        Op::CommitOffsets => (
+            CommitOffsets::take(fields).map(Request::CommitOffsets),
+            "COMMIT_OFFSETS: number of positions or fields",
+        ),
+        Op::FetchOffsets => (
+            FetchOffsets::take(fields).map(Request::FetchOffsets),
+            "FETCH_OFFSETS: number of partitions or fields",
+        ),
+        Op::Receive => {
+            (Receive::take(handle, fields).map(Request::Receive), "RECEIVE: max_records 0 or fields")
+        }
+        Op::Ack => (Ack::take(handle, fields).map(Request::Ack), "ACK: number of leases or fields"),
+        Op::ChangeInvisible => (
+            ChangeInvisible::take(handle, fields).map(Request::ChangeInvisible),
+            "CHANGE_INVISIBLE: number of changes, kind of change or fields",
+        ),
+        Op::EndTransaction => (
+            EndTransaction::take(fields).map(Request::EndTransaction),
+            "END_TRANSACTION: transaction 0, resolution that its source may not give, or fields",
+        ),
+        Op::RegisterProducer => (
+            RegisterProducer::take(handle, fields).map(Request::RegisterProducer),
+            "REGISTER_PRODUCER: registration 0 or fields",
+        ),
+        Op::ListTimers => (ListTimers::take(fields).map(Request::ListTimers), "LIST_TIMERS: fields"),
+        Op::ChangeTimer => {
+            (TimerChange::take(fields).map(Request::ChangeTimer), "CHANGE_TIMER: kind of change or fields")
+        }
+        Op::ListGroups => (ListGroups::take(fields).map(Request::ListGroups), "LIST_GROUPS: fields"),
+        Op::DescribeGroup => {
+            (DescribeGroup::take(fields).map(Request::DescribeGroup), "DESCRIBE_GROUP: fields")
+        }
+        Op::SetGroup => (SetGroup::take(fields).map(Request::SetGroup), "SET_GROUP: fields"),
+        Op::ResetGroup => (ResetGroup::take(fields).map(Request::ResetGroup), "RESET_GROUP: fields"),
+        Op::DeleteGroup => (DeleteGroup::take(fields).map(Request::DeleteGroup), "DELETE_GROUP: fields"),
+        Op::AlterTopic => (AlterTopic::take(fields).map(Request::AlterTopic), "ALTER_TOPIC: fields"),
+        Op::ListTransactions => {
+            (ListTransactions::take(fields).map(Request::ListTransactions), "LIST_TRANSACTIONS: fields")
+        }
+        Op::ReplayDeadLetters => (
+            ReplayDeadLetters::take(handle, fields).map(Request::ReplayDeadLetters),
+            "REPLAY_DEAD_LETTERS: number of offsets or fields",
+        ),
+        Op::PeekMessage => (PeekMessage::take(fields).map(Request::PeekMessage), "PEEK_MESSAGE: fields"),
+        Op::TopicStats => (topic_stats(fields), "TOPIC_STATS: name"),
+        Op::Push | Op::Goodbye | Op::Check => (None, "only the server sends this"),
     };
     request.ok_or(malformed(what))
 }
@@ -378,6 +498,11 @@ fn create_topic(mut fields: Fields<'_>) -> Option<Request<'_>> {
 fn delete_topic(mut fields: Fields<'_>) -> Option<Request<'_>> {
     let name = fields.string(NAME_STRING_MAX)?;
     fields.end(Request::DeleteTopic(name))
+}
+
+fn topic_stats(mut fields: Fields<'_>) -> Option<Request<'_>> {
+    let name = fields.string(NAME_STRING_MAX)?;
+    fields.end(Request::TopicStats(name))
 }
 
 fn describe_topic(mut fields: Fields<'_>) -> Option<Request<'_>> {
@@ -429,11 +554,13 @@ fn produce<'a>(header: &Header, mut fields: Fields<'a>) -> Result<Request<'a>, R
 
 fn fetch(handle: u32, mut fields: Fields<'_>) -> Option<Request<'_>> {
     let wire = fields.take::<FetchWire>()?;
+    let group = for_group(&mut fields)?;
     fields.end(Request::Fetch(Fetch {
         handle,
         offset: wire.offset.get(),
         max_bytes: wire.max_bytes.get(),
         max_wait_ms: wire.max_wait_ms.get(),
+        group,
     }))
 }
 
@@ -444,9 +571,24 @@ fn subscribe(handle: u32, mut fields: Fields<'_>) -> Option<Request<'_>> {
         subscription: wire.subscription.get(),
         offset: wire.offset.get(),
         credit: wire.credit.get(),
+        group: for_group(&mut fields)?,
     };
     let valid = wire.reserved == U32::ZERO && subscribe.subscription != 0;
     fields.end(Request::Subscribe(subscribe)).filter(|_| valid)
+}
+
+fn for_group(fields: &mut Fields<'_>) -> Option<u32> {
+    if fields.0.is_empty() {
+        return Some(0);
+    }
+    let wire = fields.take::<ForGroupWire>()?;
+    Some(wire.group.get()).filter(|group| *group != 0 && wire.reserved == U32::ZERO)
+}
+
+fn put_for_group(out: &mut Vec<u8>, group: u32) {
+    if group != 0 {
+        put(out, &ForGroupWire { group: U32::new(group), reserved: U32::ZERO });
+    }
 }
 
 fn credit(subscription: u32, mut fields: Fields<'_>) -> Option<Request<'_>> {
@@ -465,7 +607,7 @@ fn list_offsets(handle: u32, mut fields: Fields<'_>) -> Option<Request<'_>> {
     fields.end(Request::ListOffsets(ListOffsets { handle, what })).filter(|_| wire.reserved == [0; 7])
 }
 
-fn flag(flags: U32, bit: u32) -> Option<bool> {
+pub(crate) fn flag(flags: U32, bit: u32) -> Option<bool> {
     (flags.get() & !bit == 0).then_some(flags.get() & bit != 0)
 }
 
@@ -487,10 +629,32 @@ impl Request<'_> {
             Self::Credit(_) => Op::Credit,
             Self::Unsubscribe(_) => Op::Unsubscribe,
             Self::ListOffsets(_) => Op::ListOffsets,
+            Self::JoinGroup(_) => Op::JoinGroup,
+            Self::Heartbeat(_) => Op::Heartbeat,
+            Self::LeaveGroup(_) => Op::LeaveGroup,
+            Self::CommitOffsets(_) => Op::CommitOffsets,
+            Self::FetchOffsets(_) => Op::FetchOffsets,
+            Self::Receive(_) => Op::Receive,
+            Self::Ack(_) => Op::Ack,
+            Self::ChangeInvisible(_) => Op::ChangeInvisible,
+            Self::EndTransaction(_) => Op::EndTransaction,
+            Self::RegisterProducer(_) => Op::RegisterProducer,
+            Self::ListTimers(_) => Op::ListTimers,
+            Self::ChangeTimer(_) => Op::ChangeTimer,
+            Self::ListGroups(_) => Op::ListGroups,
+            Self::DescribeGroup(_) => Op::DescribeGroup,
+            Self::SetGroup(_) => Op::SetGroup,
+            Self::ResetGroup(_) => Op::ResetGroup,
+            Self::DeleteGroup(_) => Op::DeleteGroup,
+            Self::AlterTopic(_) => Op::AlterTopic,
+            Self::ListTransactions(_) => Op::ListTransactions,
+            Self::ReplayDeadLetters(_) => Op::ReplayDeadLetters,
+            Self::PeekMessage(_) => Op::PeekMessage,
+            Self::TopicStats(_) => Op::TopicStats,
         }
     }
 
-    /// What the header's `handle` says: a handle, a subscription or 0.
+    /// What the header's `handle` says: a handle, a subscription, a registration or 0.
     pub fn handle(&self) -> u32 {
         match self {
             Self::Open(open) => open.handle,
@@ -499,6 +663,11 @@ impl Request<'_> {
             Self::Credit(credit) => credit.subscription,
             Self::Unsubscribe(subscription) => *subscription,
             Self::ListOffsets(list) => list.handle,
+            Self::Receive(receive) => receive.handle,
+            Self::Ack(ack) => ack.handle,
+            Self::ChangeInvisible(change) => change.handle,
+            Self::RegisterProducer(register) => register.registration,
+            Self::ReplayDeadLetters(replay) => replay.handle,
             _ => 0,
         }
     }
@@ -534,7 +703,7 @@ impl Request<'_> {
                 put(out, &CreateTopicHead { partitions: U32::new(create.partitions), flags });
                 put_string(out, create.name, NAME_STRING_MAX);
             }
-            Self::DeleteTopic(name) => put_string(out, name, NAME_STRING_MAX),
+            Self::DeleteTopic(name) | Self::TopicStats(name) => put_string(out, name, NAME_STRING_MAX),
             Self::DescribeTopic(describe) => {
                 let first_partition = U32::new(describe.first_partition);
                 put(out, &DescribeTopicHead { first_partition, limit: U32::new(describe.limit) });
@@ -552,23 +721,29 @@ impl Request<'_> {
                 put(out, &ProduceHead { frames: U32::new(produce.slots.len() as u32), reserved: U32::ZERO });
                 put(out, produce.slots);
             }
-            Self::Fetch(fetch) => put(
-                out,
-                &FetchWire {
-                    offset: U64::new(fetch.offset),
-                    max_bytes: U32::new(fetch.max_bytes),
-                    max_wait_ms: U32::new(fetch.max_wait_ms),
-                },
-            ),
-            Self::Subscribe(subscribe) => put(
-                out,
-                &SubscribeWire {
-                    subscription: U32::new(subscribe.subscription),
-                    reserved: U32::ZERO,
-                    offset: U64::new(subscribe.offset),
-                    credit: U64::new(subscribe.credit),
-                },
-            ),
+            Self::Fetch(fetch) => {
+                put(
+                    out,
+                    &FetchWire {
+                        offset: U64::new(fetch.offset),
+                        max_bytes: U32::new(fetch.max_bytes),
+                        max_wait_ms: U32::new(fetch.max_wait_ms),
+                    },
+                );
+                put_for_group(out, fetch.group);
+            }
+            Self::Subscribe(subscribe) => {
+                put(
+                    out,
+                    &SubscribeWire {
+                        subscription: U32::new(subscribe.subscription),
+                        reserved: U32::ZERO,
+                        offset: U64::new(subscribe.offset),
+                        credit: U64::new(subscribe.credit),
+                    },
+                );
+                put_for_group(out, subscribe.group);
+            }
             Self::Credit(credit) => put(out, &CreditWire { bytes: U64::new(credit.bytes) }),
             Self::ListOffsets(list) => {
                 let (what, time) = match list.what {
@@ -578,6 +753,27 @@ impl Request<'_> {
                 };
                 put(out, &ListOffsetsWire { what, reserved: [0; 7], time_ms: I64::new(time) });
             }
+            Self::JoinGroup(request) => request.put(out),
+            Self::Heartbeat(request) => request.put(out),
+            Self::LeaveGroup(request) => request.put(out),
+            Self::CommitOffsets(request) => request.put(out),
+            Self::FetchOffsets(request) => request.put(out),
+            Self::Receive(request) => request.put(out),
+            Self::Ack(request) => request.put(out),
+            Self::ChangeInvisible(request) => request.put(out),
+            Self::EndTransaction(request) => request.put(out),
+            Self::RegisterProducer(request) => request.put(out),
+            Self::ListTimers(request) => request.put(out),
+            Self::ChangeTimer(request) => request.put(out),
+            Self::ListGroups(request) => request.put(out),
+            Self::DescribeGroup(request) => request.put(out),
+            Self::SetGroup(request) => request.put(out),
+            Self::ResetGroup(request) => request.put(out),
+            Self::DeleteGroup(request) => request.put(out),
+            Self::AlterTopic(request) => request.put(out),
+            Self::ListTransactions(request) => request.put(out),
+            Self::ReplayDeadLetters(request) => request.put(out),
+            Self::PeekMessage(request) => request.put(out),
         }
     }
 }

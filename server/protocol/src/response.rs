@@ -4,13 +4,19 @@
 use crate::error_code::ErrorCode;
 use crate::fetch::FetchFields;
 use crate::fields::{Fields, clip, put, put_string};
+use crate::group::{FetchedOffset, HeartbeatAnswer, Joined, Outcome};
+use crate::group_admin::{DescribedGroup, GroupPage, GroupReset};
 use crate::header::{Flags, HEADER_SIZE, Header, Op, begin, end};
 use crate::limits::{
     DESCRIBE_PARTITIONS_MAX, ERROR_MESSAGE_MAX, HELLO_STRING_MAX, LIST_TOPICS_MAX, METADATA_NAMES_MAX,
     NAME_STRING_MAX,
 };
 use crate::produce::ProduceOutcome;
+use crate::queue::{ChangedLease, Received, Replayed};
 use crate::request::wire;
+use crate::timer::{Peeked, TimerChanged, TimerPage};
+use crate::topic::{AlteredTopic, TopicStats};
+use crate::transaction::{Check, Ended, Registered, TransactionPage};
 use ringmq_format::limits::SHARDS_MAX;
 use ringmq_format::{PartitionId, TopicId};
 use std::fmt;
@@ -37,6 +43,8 @@ wire! {
     ListedOffsetWire = 16 { offset: U64, timestamp: I64, }
     /// GOODBYE.
     GoodbyeWire = 8 { grace_ms: U32, reserved: U32, }
+    /// SET_GROUP.
+    GroupSetWire = 8 { group: U32, reserved: U32, }
     /// Error; then the message.
     ErrorHead = 8 { code: U16, reserved: U16, retry_after_ms: U32, }
 }
@@ -78,7 +86,7 @@ pub struct TopicEntry<'a> {
 }
 
 impl TopicEntry<'_> {
-    fn put(&self, out: &mut Vec<u8>) {
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let name = clip(self.name, NAME_STRING_MAX);
         put(
             out,
@@ -93,7 +101,7 @@ impl TopicEntry<'_> {
         out.extend_from_slice(name.as_bytes());
     }
 
-    fn take<'a>(fields: &mut Fields<'a>) -> Option<TopicEntry<'a>> {
+    pub(crate) fn take<'a>(fields: &mut Fields<'a>) -> Option<TopicEntry<'a>> {
         let head = fields.take::<TopicHead>()?;
         Some(TopicEntry {
             code: head.code.get(),
@@ -307,6 +315,52 @@ pub enum Response<'a> {
     ListedOffset(ListedOffset),
     /// See [`Goodbye`].
     Goodbye(Goodbye),
+    /// To JOIN_GROUP.
+    Joined(Joined<'a>),
+    /// To HEARTBEAT.
+    Heartbeat(HeartbeatAnswer<'a>),
+    /// To RECEIVE; entries follow.
+    Received(Received<'a>),
+    /// To END_TRANSACTION.
+    Ended(Ended),
+    /// To REGISTER_PRODUCER.
+    Registered(Registered),
+    /// To LIST_TIMERS.
+    Timers(TimerPage<'a>),
+    /// To CHANGE_TIMER.
+    TimerChanged(TimerChanged),
+    /// To LIST_GROUPS.
+    Groups(GroupPage<'a>),
+    /// To DESCRIBE_GROUP.
+    DescribedGroup(DescribedGroup<'a>),
+    /// To RESET_GROUP.
+    GroupReset(GroupReset<'a>),
+    /// To ALTER_TOPIC.
+    AlteredTopic(AlteredTopic<'a>),
+    /// To LIST_TRANSACTIONS.
+    Transactions(TransactionPage<'a>),
+    /// To PEEK_MESSAGE; the frame follows.
+    Peeked(Peeked<'a>),
+    /// To TOPIC_STATS.
+    TopicStats(TopicStats<'a>),
+    /// To COMMIT_OFFSETS: one outcome for each position, in their order.
+    Committed(&'a [Outcome]),
+    /// To FETCH_OFFSETS: one for each partition, in their order.
+    FetchedOffsets(&'a [FetchedOffset]),
+    /// To ACK: one outcome for each lease, in their order.
+    Acked(&'a [Outcome]),
+    /// To CHANGE_INVISIBLE: one for each change, in their order.
+    Changed(&'a [ChangedLease]),
+    /// To REPLAY_DEAD_LETTERS: one for each offset, in their order.
+    Replayed(&'a [Replayed]),
+    /// To LEAVE_GROUP.
+    Left,
+    /// To SET_GROUP: the group's id.
+    GroupSet(u32),
+    /// To DELETE_GROUP.
+    GroupDeleted,
+    /// See [`Check`]; the frame of the first half follows.
+    Check(Check<'a>),
 }
 
 /// What a server sent is not what its operation demands.
@@ -374,6 +428,29 @@ pub fn decode_response<'a>(header: &Header, own_fields: &'a [u8]) -> Result<Resp
         Op::Goodbye => fields
             .take::<GoodbyeWire>()
             .map(|wire| Response::Goodbye(Goodbye { grace_ms: wire.grace_ms.get() })),
+        Op::JoinGroup => Joined::take(&mut fields).map(Response::Joined),
+        Op::Heartbeat => HeartbeatAnswer::take(&mut fields).map(Response::Heartbeat),
+        Op::Receive => Received::take(&mut fields).map(Response::Received),
+        Op::EndTransaction => Ended::take(&mut fields).map(Response::Ended),
+        Op::RegisterProducer => Registered::take(&mut fields).map(Response::Registered),
+        Op::ListTimers => TimerPage::take(&mut fields).map(Response::Timers),
+        Op::ChangeTimer => TimerChanged::take(&mut fields).map(Response::TimerChanged),
+        Op::ListGroups => GroupPage::take(&mut fields).map(Response::Groups),
+        Op::DescribeGroup => DescribedGroup::take(&mut fields).map(Response::DescribedGroup),
+        Op::ResetGroup => GroupReset::take(&mut fields).map(Response::GroupReset),
+        Op::AlterTopic => AlteredTopic::take(&mut fields).map(Response::AlteredTopic),
+        Op::ListTransactions => TransactionPage::take(&mut fields).map(Response::Transactions),
+        Op::PeekMessage => Peeked::take(&mut fields).map(Response::Peeked),
+        Op::TopicStats => TopicStats::take(&mut fields).map(Response::TopicStats),
+        Op::CommitOffsets => <[Outcome]>::ref_from_bytes(own_fields).ok().map(Response::Committed),
+        Op::FetchOffsets => <[FetchedOffset]>::ref_from_bytes(own_fields).ok().map(Response::FetchedOffsets),
+        Op::Ack => <[Outcome]>::ref_from_bytes(own_fields).ok().map(Response::Acked),
+        Op::ChangeInvisible => <[ChangedLease]>::ref_from_bytes(own_fields).ok().map(Response::Changed),
+        Op::ReplayDeadLetters => <[Replayed]>::ref_from_bytes(own_fields).ok().map(Response::Replayed),
+        Op::LeaveGroup => Some(Response::Left),
+        Op::SetGroup => fields.take::<GroupSetWire>().map(|wire| Response::GroupSet(wire.group.get())),
+        Op::DeleteGroup => Some(Response::GroupDeleted),
+        Op::Check => Check::take(&mut fields).map(Response::Check),
         Op::Credit => return Err(ResponseError::UnknownOp(header.op)),
     };
     response.ok_or(ResponseError::Fields(op))
@@ -442,12 +519,36 @@ impl Response<'_> {
             Self::Push(_) => Op::Push,
             Self::ListedOffset(_) => Op::ListOffsets,
             Self::Goodbye(_) => Op::Goodbye,
+            Self::Joined(_) => Op::JoinGroup,
+            Self::Heartbeat(_) => Op::Heartbeat,
+            Self::Received(_) => Op::Receive,
+            Self::Ended(_) => Op::EndTransaction,
+            Self::Registered(_) => Op::RegisterProducer,
+            Self::Timers(_) => Op::ListTimers,
+            Self::TimerChanged(_) => Op::ChangeTimer,
+            Self::Groups(_) => Op::ListGroups,
+            Self::DescribedGroup(_) => Op::DescribeGroup,
+            Self::GroupReset(_) => Op::ResetGroup,
+            Self::AlteredTopic(_) => Op::AlterTopic,
+            Self::Transactions(_) => Op::ListTransactions,
+            Self::Peeked(_) => Op::PeekMessage,
+            Self::TopicStats(_) => Op::TopicStats,
+            Self::Committed(_) => Op::CommitOffsets,
+            Self::FetchedOffsets(_) => Op::FetchOffsets,
+            Self::Acked(_) => Op::Ack,
+            Self::Changed(_) => Op::ChangeInvisible,
+            Self::Replayed(_) => Op::ReplayDeadLetters,
+            Self::Left => Op::LeaveGroup,
+            Self::GroupSet(_) => Op::SetGroup,
+            Self::GroupDeleted => Op::DeleteGroup,
+            Self::Check(_) => Op::Check,
         };
         op as u8
     }
 
     /// Appends the message to `out`. `handle` is what the request's header said; for PUSH the subscription. A FETCH
-    /// answer or PUSH written this way has no entries: see [`crate::fetch::fetch_begin`]. An error written this
+    /// answer or PUSH written this way has no entries: see [`crate::fetch::fetch_begin`]; for RECEIVE see
+    /// [`Received::encode`], for CHECK [`Check::encode`], for PEEK_MESSAGE [`Peeked::encode`]. An error written this
     /// way has operation 0: see [`ErrorBody::encode`].
     pub fn encode(&self, correlation: u64, handle: u32, out: &mut Vec<u8>) {
         if let Self::Error(body) = self {
@@ -461,7 +562,12 @@ impl Response<'_> {
 
     fn put_fields(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Error(_) | Self::Pong | Self::Deleted | Self::Unsubscribed => {}
+            Self::Error(_)
+            | Self::Pong
+            | Self::Deleted
+            | Self::Unsubscribed
+            | Self::Left
+            | Self::GroupDeleted => {}
             Self::Hello(hello) => {
                 assert!(
                     hello.shard_ports.len() <= usize::from(SHARDS_MAX),
@@ -522,6 +628,26 @@ impl Response<'_> {
             Self::Goodbye(goodbye) => {
                 put(out, &GoodbyeWire { grace_ms: U32::new(goodbye.grace_ms), reserved: U32::ZERO });
             }
+            Self::Joined(answer) => answer.put(out),
+            Self::Heartbeat(answer) => answer.put(out),
+            Self::Received(answer) => answer.put(out),
+            Self::Ended(answer) => answer.put(out),
+            Self::Registered(answer) => answer.put(out),
+            Self::Timers(answer) => answer.put(out),
+            Self::TimerChanged(answer) => answer.put(out),
+            Self::Groups(answer) => answer.put(out),
+            Self::DescribedGroup(answer) => answer.put(out),
+            Self::GroupReset(answer) => answer.put(out),
+            Self::AlteredTopic(answer) => answer.put(out),
+            Self::Transactions(answer) => answer.put(out),
+            Self::Peeked(answer) => answer.put(out),
+            Self::TopicStats(answer) => answer.put(out),
+            Self::Committed(outcomes) | Self::Acked(outcomes) => put(out, *outcomes),
+            Self::FetchedOffsets(offsets) => put(out, *offsets),
+            Self::Changed(leases) => put(out, *leases),
+            Self::Replayed(replayed) => put(out, *replayed),
+            Self::GroupSet(group) => put(out, &GroupSetWire { group: U32::new(*group), reserved: U32::ZERO }),
+            Self::Check(check) => check.put(out),
         }
     }
 }

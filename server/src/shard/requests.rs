@@ -255,6 +255,28 @@ impl ShardServer {
                 Ok(())
             }
             Request::ListOffsets(list) => self.list_offsets(connection, correlation, &list),
+            Request::JoinGroup(_)
+            | Request::Heartbeat(_)
+            | Request::LeaveGroup(_)
+            | Request::CommitOffsets(_)
+            | Request::FetchOffsets(_)
+            | Request::Receive(_)
+            | Request::Ack(_)
+            | Request::ChangeInvisible(_)
+            | Request::EndTransaction(_)
+            | Request::RegisterProducer(_)
+            | Request::ListTimers(_)
+            | Request::ChangeTimer(_)
+            | Request::ListGroups(_)
+            | Request::DescribeGroup(_)
+            | Request::SetGroup(_)
+            | Request::ResetGroup(_)
+            | Request::DeleteGroup(_)
+            | Request::AlterTopic(_)
+            | Request::ListTransactions(_)
+            | Request::ReplayDeadLetters(_)
+            | Request::PeekMessage(_)
+            | Request::TopicStats(_) => Err((ErrorCode::UnknownOp, ErrorCode::UnknownOp.text())),
         }
     }
 

@@ -292,8 +292,13 @@ impl Attack {
                     self.open(&mut out, 1 + partition, topic, partition);
                     for number in 0..3 {
                         let subscription = 1 + number + 10 * partition;
-                        let subscribe =
-                            Subscribe { handle: 1 + partition, subscription, offset: 0, credit: u64::MAX };
+                        let subscribe = Subscribe {
+                            handle: 1 + partition,
+                            subscription,
+                            offset: 0,
+                            credit: u64::MAX,
+                            group: 0,
+                        };
                         self.ask(&mut out, &Request::Subscribe(subscribe), None);
                         self.fetch(&mut out, 1 + partition, 0, 10_000);
                     }
@@ -312,6 +317,7 @@ impl Attack {
                         subscription: 7,
                         offset: 0,
                         credit: cx.draw.pick(&[0, 1, 50_000]),
+                        group: 0,
                     };
                     let subscribe = self.ask(&mut out, &Request::Subscribe(subscribe), None);
                     Request::Credit(Credit { subscription: 7, bytes: 100_000 }).encode(0, &mut out);
@@ -329,7 +335,7 @@ impl Attack {
     }
 
     fn fetch(&mut self, out: &mut Vec<u8>, handle: u32, offset: u64, max_wait_ms: u32) {
-        let fetch = Fetch { handle, offset, max_bytes: 1, max_wait_ms };
+        let fetch = Fetch { handle, offset, max_bytes: 1, max_wait_ms, group: 0 };
         self.ask(out, &Request::Fetch(fetch), None);
     }
 
@@ -371,9 +377,9 @@ impl Attack {
         let no_topic = Open { handle: 2, topic: "no-such-topic", partition: 0 };
         self.ask(out, &Request::Open(no_topic), Some(ErrorCode::UnknownTopic));
         for offset in [u64::MAX, u64::MAX - 1, 1 << 62] {
-            let fetch = Fetch { handle: 1, offset, max_bytes: u32::MAX, max_wait_ms: u32::MAX };
+            let fetch = Fetch { handle: 1, offset, max_bytes: u32::MAX, max_wait_ms: u32::MAX, group: 0 };
             self.ask(out, &Request::Fetch(fetch), Some(ErrorCode::OffsetOutOfRange));
-            let subscribe = Subscribe { handle: 1, subscription: 4, offset, credit: u64::MAX };
+            let subscribe = Subscribe { handle: 1, subscription: 4, offset, credit: u64::MAX, group: 0 };
             self.ask(out, &Request::Subscribe(subscribe), None);
         }
         self.ask(out, &Request::ListOffsets(ListOffsets { handle: 3, what: OffsetSpec::Latest }), unknown);

@@ -488,6 +488,7 @@ impl Role for Subscribing {
                 credit: cx.draw.pick(&[1, 2_000, 40_000, 1 << 20]),
                 retry_for_us: 3_600_000_000,
                 out_of_range: if cx.plan.retains() { OutOfRange::Earliest } else { OutOfRange::Fail },
+                filtered: false,
                 seed: cx.draw.next(),
             };
             let partitions: Vec<_> = (0..self.partitions).map(|index| (index, self.id(cx, index))).collect();

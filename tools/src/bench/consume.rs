@@ -457,7 +457,7 @@ fn judge_entry(entry: &Entry<'_>, payload: &Payload<'_>, partition: u32, judge: 
     if entry.frame.header.codec() != Codec::None {
         return;
     }
-    let wanted = entry.header.first_record.get()..entry.header.first_record.get() + entry.header.count.get();
+    let wanted = entry.header.first()..entry.header.first() + entry.header.count.get();
     let mut bodies = payload.entries();
     let mut index = 0;
     for (block, mut stored) in payload.blocks() {

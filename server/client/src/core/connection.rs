@@ -11,8 +11,8 @@ use super::output::Output;
 use bytes::{Bytes, BytesMut};
 use ringmq_protocol::{
     Credit, ErrorCode, Fetch, FetchFields, FramingError, HEADER_SIZE, Header, Hello, ListOffsets, OffsetSpec,
-    Op, Open, PROTOCOL_VERSION, Produce, ProduceOutcome, ProduceSlot, Request, Response, ResponseError,
-    Subscribe, decode_response, limits,
+    Op, Open, PROTOCOL_VERSION, Produce, ProduceOutcome, ProduceSlot, RegisterProducer, Request, Response,
+    ResponseError, Subscribe, decode_response, limits,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -125,6 +125,13 @@ pub enum Event<T> {
         subscription: u32,
         /// Why.
         refused: Refused,
+    },
+    /// The server asks what became of a transaction.
+    Check {
+        /// The registration.
+        registration: u32,
+        /// The question; its frames are the first half's.
+        message: Message,
     },
     /// The server drains: ask nothing more and reconnect.
     Goodbye,
@@ -288,6 +295,50 @@ impl<T> Connection<T> {
         self.ask(now_us, Pending::Call(tag), 0, &Request::ListOffsets(ListOffsets { handle, what }));
     }
 
+    /// Asks something about a partition: `request` gets its handle. `extra_us` is time that the server may take.
+    pub fn call_at(
+        &mut self,
+        now_us: u64,
+        tag: T,
+        target: &Target,
+        extra_us: u64,
+        request: impl FnOnce(u32, &mut dyn FnMut(&Request<'_>)),
+    ) {
+        let handle = self.handle(now_us, target); // C3
+        self.call_for(now_us, tag, extra_us, |ask| request(handle, ask));
+    }
+
+    /// Asks something that concerns no handle, once. `extra_us` is time that the server may take.
+    pub fn call_for(
+        &mut self,
+        now_us: u64,
+        tag: T,
+        extra_us: u64,
+        request: impl FnOnce(&mut dyn FnMut(&Request<'_>)),
+    ) {
+        let mut tag = Some(tag);
+        request(&mut |request| {
+            let Some(tag) = tag.take() else { return };
+            self.ask(now_us, Pending::Call(tag), extra_us, request);
+        });
+        assert!(tag.is_none(), "nothing was asked"); // C2
+    }
+
+    /// Registers for the checks of a producer group and answers the number of the registration.
+    pub fn register_producer(&mut self, now_us: u64, tag: T, group: &str) -> u32 {
+        let registration = self.next_subscription;
+        self.next_subscription += 1;
+        let register = RegisterProducer { registration, group, end: false };
+        self.ask(now_us, Pending::Call(tag), 0, &Request::RegisterProducer(register));
+        registration
+    }
+
+    /// Ends a registration.
+    pub fn end_registration(&mut self, now_us: u64, tag: T, registration: u32, group: &str) {
+        let register = RegisterProducer { registration, group, end: true };
+        self.ask(now_us, Pending::Call(tag), 0, &Request::RegisterProducer(register));
+    }
+
     /// Reads frames of a partition.
     pub fn fetch(
         &mut self,
@@ -299,7 +350,7 @@ impl<T> Connection<T> {
         max_wait_ms: u32,
     ) {
         let handle = self.handle(now_us, target);
-        let fetch = Fetch { handle, offset, max_bytes, max_wait_ms };
+        let fetch = Fetch { handle, offset, max_bytes, max_wait_ms, group: 0 };
         self.ask(now_us, Pending::Call(tag), u64::from(max_wait_ms) * 1_000, &Request::Fetch(fetch));
     }
 
@@ -310,10 +361,23 @@ impl<T> Connection<T> {
 
     /// Has frames pushed and answers the number of the subscription.
     pub fn subscribe(&mut self, now_us: u64, tag: T, target: &Target, offset: u64, credit: u64) -> u32 {
+        self.subscribe_for(now_us, tag, target, offset, credit, 0)
+    }
+
+    /// As `subscribe`, for a consumer group whose filter counts.
+    pub fn subscribe_for(
+        &mut self,
+        now_us: u64,
+        tag: T,
+        target: &Target,
+        offset: u64,
+        credit: u64,
+        group: u32,
+    ) -> u32 {
         let handle = self.handle(now_us, target);
         let subscription = self.next_subscription;
         self.next_subscription += 1;
-        let subscribe = Subscribe { handle, subscription, offset, credit };
+        let subscribe = Subscribe { handle, subscription, offset, credit, group };
         self.ask(now_us, Pending::Call(tag), 0, &Request::Subscribe(subscribe));
         subscription
     }
@@ -396,6 +460,11 @@ impl<T> Connection<T> {
             Response::Push(fields) => {
                 let (subscription, entries) = (message.header.handle(), message.frames);
                 self.events.push_back(Event::Push { subscription, fields, entries });
+                return Ok(());
+            }
+            Response::Check(_) => {
+                let registration = message.header.handle();
+                self.events.push_back(Event::Check { registration, message });
                 return Ok(());
             }
             Response::Goodbye(_) => {

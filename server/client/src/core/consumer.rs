@@ -29,6 +29,8 @@ pub struct ConsumerCoreConfig {
     pub retry_for_us: u64,
     /// What to do when the next offset is not in the log any more.
     pub out_of_range: OutOfRange,
+    /// For a consumer group: what comes may leave records out, and may be a part of a frame.
+    pub filtered: bool,
     /// Seeds the jitter of pauses.
     pub seed: u64,
 }
@@ -150,6 +152,26 @@ struct Reader {
     earliest: bool,
 }
 
+impl Reader {
+    fn new(id: PartitionId, state: State, position: u64) -> Self {
+        Self {
+            id,
+            state,
+            resolving: false,
+            position,
+            received: position,
+            buffered: 0,
+            owed: 0,
+            attempt: 0,
+            retries: 0,
+            failing_since_us: None,
+            damaged: 0,
+            bounds: None,
+            earliest: false,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Ready {
     Frame { partition: u32, entry: FetchEntryHeader, frame: Bytes, size: u64 },
@@ -182,21 +204,8 @@ impl ConsumerCore {
             Start::Latest => (State::Unresolved(OffsetSpec::Latest), 0),
             Start::TimeMs(time) => (State::Unresolved(OffsetSpec::Time(time)), 0),
         };
-        let reader = |id| Reader {
-            id,
-            state,
-            resolving: false,
-            position,
-            received: position,
-            buffered: 0,
-            owed: 0,
-            attempt: 0,
-            retries: 0,
-            failing_since_us: None,
-            damaged: 0,
-            bounds: None,
-            earliest: start == Start::Earliest,
-        };
+        let earliest = start == Start::Earliest;
+        let reader = |id| Reader { earliest, ..Reader::new(id, state, position) };
         let readers: BTreeMap<_, _> = partitions.into_iter().map(|(index, id)| (index, reader(id))).collect();
         Self {
             random: Random::new(config.seed),
@@ -206,6 +215,22 @@ impl ConsumerCore {
             actions: VecDeque::new(),
             next_attempt: 1,
             config,
+        }
+    }
+
+    /// Reads one more partition, from an offset on.
+    pub fn add(&mut self, partition: u32, id: PartitionId, offset: u64) {
+        self.remove(partition);
+        self.readers.insert(partition, Reader::new(id, State::Waiting, offset));
+        self.todo.insert((0, partition));
+    }
+
+    /// Reads a partition no longer; what is buffered of it is dropped.
+    pub fn remove(&mut self, partition: u32) {
+        self.drop_ready(partition);
+        let Some(reader) = self.readers.remove(&partition) else { return };
+        if matches!(reader.state, State::Live | State::Asked) {
+            self.actions.push_back(Action::Unsubscribe { partition, attempt: reader.attempt });
         }
     }
 
@@ -285,13 +310,17 @@ impl ConsumerCore {
 
     /// Entries of a subscription came.
     pub fn pushed(&mut self, now_us: u64, partition: u32, attempt: u64, fields: &FetchFields, bytes: &Bytes) {
+        let filtered = self.config.filtered;
         let Some(reader) = self.current(partition, attempt) else { return };
         let mut checked = Vec::new();
-        match check(reader, fields, bytes, &mut checked) {
+        match check(reader, fields, bytes, filtered, &mut checked) {
             Ok(received) => {
                 reader.received = received;
                 reader.damaged = 0;
                 reader.buffered += checked.iter().map(|frame| frame.2).sum::<u64>();
+                if checked.is_empty() && reader.buffered == 0 {
+                    reader.position = reader.position.max(received); // All of it was left out.
+                }
                 for (entry, frame, size) in checked {
                     self.ready.push_back(Ready::Frame { partition, entry, frame, size });
                 }
@@ -386,6 +415,9 @@ impl ConsumerCore {
                     reader.buffered -= size;
                     reader.owed += size;
                     reader.position = entry.end_offset().max(position);
+                    if reader.buffered == 0 {
+                        reader.position = reader.position.max(reader.received);
+                    }
                     reader.earliest = false;
                     if reader.state == State::Live && reader.owed * 4 >= self.config.credit {
                         let (attempt, bytes) = (reader.attempt, std::mem::take(&mut reader.owed));
@@ -477,21 +509,31 @@ fn check(
     reader: &Reader,
     fields: &FetchFields,
     bytes: &Bytes,
+    filtered: bool,
     checked: &mut Checked,
 ) -> Result<u64, ReceiveError> {
     let mut expected = reader.received;
     for entry in entries(bytes) {
         let entry = entry?;
-        check_entry(&entry, reader.id, expected)?;
+        let found = entry.header.base_offset.get();
+        // Behind a filter what is missing was left out.
+        let next = if filtered { expected.max(found) } else { expected };
+        check_entry(&entry, reader.id, next)?;
         if entry.header.end_offset() <= expected {
             continue;
         }
         expected = entry.header.end_offset();
-        let size = (size_of::<FetchEntryHeader>() + entry.frame.bytes.len()) as u64;
+        let shared = entry.header.is_in_same_frame();
+        let frame_len = if shared { 0 } else { entry.frame.bytes.len() };
+        let size = (size_of::<FetchEntryHeader>() + frame_len) as u64;
         checked.push((*entry.header, bytes.slice_ref(entry.frame.bytes), size));
     }
-    if !bytes.is_empty() && fields.next_offset.get() != expected {
-        return Err(ReceiveError::Gap { expected, found: fields.next_offset.get() });
+    let next = fields.next_offset.get();
+    if filtered && next >= expected {
+        return Ok(next);
+    }
+    if !bytes.is_empty() && next != expected {
+        return Err(ReceiveError::Gap { expected, found: next });
     }
     Ok(expected)
 }

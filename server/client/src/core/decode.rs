@@ -65,6 +65,13 @@ pub enum ReceiveError {
         /// The offset that came.
         found: u64,
     },
+    /// Leases that are not those of the records that came with them.
+    Leases {
+        /// How many leases.
+        leases: usize,
+        /// How many records.
+        records: usize,
+    },
     /// A frame of another partition.
     Misplaced {
         /// The partition that was read.
@@ -82,6 +89,9 @@ impl fmt::Display for ReceiveError {
                 write!(f, "a {codec:?} block does not decompress to the length it names")
             }
             Self::Gap { expected, found } => write!(f, "offset {found} came where {expected} was next"),
+            Self::Leases { leases, records } => {
+                write!(f, "{leases} leases came with {records} records that are not theirs")
+            }
             Self::Misplaced { expected, found } => {
                 write!(f, "a frame of partition {found} came where partition {expected} is read")
             }
@@ -110,7 +120,7 @@ pub fn check_entry(entry: &Entry<'_>, partition: PartitionId, expected: u64) -> 
         if header.partition() != partition {
             return Err(ReceiveError::Misplaced { expected: partition, found: header.partition() });
         }
-        let stamped = header.base_offset().0.checked_add(u64::from(entry.header.first_record.get()));
+        let stamped = header.base_offset().0.checked_add(u64::from(entry.header.first()));
         if stamped != Some(found) {
             return Err(ReceiveError::Gap { expected: stamped.unwrap_or(u64::MAX), found });
         }
@@ -129,7 +139,7 @@ pub fn decode_frame(
     let frame = Frame::parse(bytes)?;
     let codec = frame.header.codec();
     let payload = Payload::parse(&frame)?;
-    let first = u64::from(entry.first_record.get());
+    let first = u64::from(entry.first());
     let wanted = first..first + u64::from(entry.count.get());
     let mut records = payload.entries();
     let mut index = 0u64;

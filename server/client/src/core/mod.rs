@@ -1,7 +1,8 @@
 //! The client's logic, without I/O: state machines that take bytes and time and give bytes and deadlines.
 //!
 //! Owns what must be right whatever the network does: correlation and handles ([`connection`]), order, sequence
-//! numbers and retries ([`producer`]), positions, credit and checks of what was received ([`consumer`]).
+//! numbers and retries ([`producer`]), positions, credit and checks of what was received ([`consumer`]), being in a
+//! consumer group ([`member`]), leases of records ([`queue`]), frames that become visible later ([`late`]).
 //!
 //! Ignorant of sockets, clocks and randomness: `now_us` is a parameter (microseconds of any clock that never goes
 //! back) and a seed is given at the start. The same inputs give the same outputs, so a simulator can drive them.
@@ -9,8 +10,11 @@
 pub mod connection;
 pub mod consumer;
 pub mod decode;
+pub mod late;
+pub mod member;
 pub mod output;
 pub mod producer;
+pub mod queue;
 
 use crate::limits::{BACKOFF_MAX_US, BACKOFF_MIN_US};
 use ringmq_protocol::{ErrorBody, ErrorCode, Retry};

@@ -15,6 +15,7 @@
 
 use super::connection::{FrameOutcome, Stored};
 use super::decode::compress;
+use super::late::Late;
 use super::{Random, Refused, backoff_us};
 use crate::limits::{FRAMES_IN_FLIGHT_MAX, RECORD_OVERHEAD};
 use bytes::Bytes;
@@ -142,6 +143,8 @@ struct Open {
     cost: usize,
     first_us: u64,
     flush: bool,
+    /// When its records become visible, if not at once.
+    late: Option<Late>,
 }
 
 #[derive(Debug)]
@@ -281,18 +284,46 @@ impl ProducerCore {
 
     /// Takes a record for a partition.
     pub fn push(&mut self, now_us: u64, partition: u32, record: &Record<'_>) -> Result<Pushed, PushError> {
+        self.push_late(now_us, partition, record, None)
+    }
+
+    /// Takes a record for a partition that becomes visible later. What completes its batch is then not an offset but
+    /// the identity of the frame.
+    pub fn push_late(
+        &mut self,
+        now_us: u64,
+        partition: u32,
+        record: &Record<'_>,
+        late: Option<&Late>,
+    ) -> Result<Pushed, PushError> {
         let cost = record_cost(record);
         self.admit(partition, cost)?;
         let (size_max, per_record) = (self.config.frame_size_max, self.config.block_per_record);
         let slot = self.partitions.entry(partition).or_default();
-        let overflows = |open: &Open| open.builder.size() + cost > self.config.batch_bytes;
-        let sealed = slot.open.as_ref().is_some_and(overflows) && self.seal(partition);
+        let batch_bytes = self.config.batch_bytes;
+        let closes = |open: &Open| {
+            let shares = match (&open.late, late) {
+                (None, None) => true,
+                (Some(open), Some(late)) => open.shares(late),
+                _ => false,
+            };
+            !shares || open.builder.size() + cost > batch_bytes
+        };
+        let sealed = slot.open.as_ref().is_some_and(closes) && self.seal(partition);
+        let size_max = size_max - late.map_or(0, Late::size);
         let slot = self.partitions.entry(partition).or_default();
         let fresh = slot.open.is_none();
         let mut open = slot.open.take().unwrap_or_else(|| {
             let builder = FrameBuilder::new(record.time_ms, size_max);
             let builder = if per_record { builder.block_per_record() } else { builder };
-            Open { batch: self.next_batch, builder, cost: 0, first_us: now_us, flush: false }
+            Open {
+                batch: self.next_batch,
+                builder,
+                cost: 0,
+                first_us: now_us,
+                flush: false,
+                late: late.cloned(),
+            }
         });
         let pushed = open.builder.push(record);
         if fresh && let Err(error) = pushed {
@@ -314,9 +345,11 @@ impl ProducerCore {
             }
             // Its overhead was underestimated: once more, into an empty frame.
             self.seal(partition);
-            return self.push(now_us, partition, record).map(|pushed| Pushed { wakes: true, ..pushed });
+            let pushed = self.push_late(now_us, partition, record, late);
+            return pushed.map(|pushed| Pushed { wakes: true, ..pushed });
         }
-        let full = size >= self.config.batch_bytes || count >= self.config.batch_records;
+        let alone = late.is_some_and(|late| late.alone);
+        let full = alone || size >= self.config.batch_bytes || count >= self.config.batch_records;
         if full {
             self.seal(partition);
         }
@@ -347,7 +380,11 @@ impl ProducerCore {
         let codec = self.config.codec;
         let records = open.builder.count();
         let frame = open.builder.finish(ProducerStamp::default(), codec, &mut |raw| compress(codec, raw));
-        self.enqueue(partition, open.batch, Bytes::from(frame), records, open.cost, open.first_us);
+        let frame = match &open.late {
+            Some(late) => late.wrap(&frame),
+            None => Bytes::from(frame),
+        };
+        self.enqueue(partition, open.batch, frame, records, open.cost, open.first_us);
         true
     }
 

@@ -1,10 +1,14 @@
 //! A server in memory that speaks the protocol and misbehaves on request. It stands for what PROTOCOL.md demands of
 //! a server, with as little as that takes; partitions live in two shards with ports of their own.
 
+mod groups;
+
 use bytes::{Bytes, BytesMut};
+use groups::{Groups, Waiting};
 use ringmq_client::ErrorCode;
 use ringmq_format::frame::{Frame, FrameHeader};
 use ringmq_format::name::check_topic_name;
+use ringmq_format::record::Payload;
 use ringmq_format::{Offset, PartitionId, TopicId};
 use ringmq_protocol::fetch::{fetch_begin, fetch_end, put_entry};
 use ringmq_protocol::{
@@ -48,6 +52,7 @@ struct Data {
     topics: BTreeMap<String, Topic>,
     logs: BTreeMap<u32, Log>,
     next_partition: u32,
+    groups: Groups,
 }
 
 /// What goes wrong next.
@@ -95,6 +100,14 @@ impl Server {
             tasks: Mutex::default(),
         };
         listeners.into_iter().for_each(|listener| server.accept(listener));
+        // Time passes for delays, checks and requests that wait.
+        let bell = server.signal.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                bell.send_if_modified(|signal| *signal == Signal::Data);
+            }
+        });
         server
     }
 
@@ -105,6 +118,8 @@ impl Server {
             ports: self.ports[1..].to_vec(),
             handles: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
+            registrations: BTreeMap::new(),
+            waiting: Vec::new(),
             greeted: false,
         };
         let signal = self.signal.clone();
@@ -162,6 +177,7 @@ struct Subscription {
     pid: u32,
     next: u64,
     credit: i64,
+    group: u32,
 }
 
 #[derive(Clone)]
@@ -171,6 +187,9 @@ struct Session {
     ports: Vec<u16>,
     handles: BTreeMap<u32, u32>,
     subscriptions: BTreeMap<u32, Subscription>,
+    /// Producer groups for which this connection answers checks.
+    registrations: BTreeMap<u32, String>,
+    waiting: Vec<Waiting>,
     greeted: bool,
 }
 
@@ -334,10 +353,13 @@ impl Session {
                     .map(|(slot, range)| {
                         let refused = self.faults.refuse.lock().unwrap().pop_front();
                         let pid = self.handles.get(&slot.handle.get());
+                        let data = &mut *data;
                         match (refused, pid.and_then(|pid| Some((*pid, data.logs.get_mut(pid)?)))) {
                             (Some(code), _) => ProduceOutcome::failed(code, 0),
                             (None, None) => ProduceOutcome::failed(ErrorCode::UnknownHandle, 0),
-                            (None, Some((pid, log))) => log.append(pid, &frames[range]),
+                            (None, Some((pid, log))) => {
+                                log.append(pid, &frames[range.clone()], &mut data.groups)
+                            }
                         }
                     })
                     .collect();
@@ -357,7 +379,8 @@ impl Session {
                 let log = &data.logs[&pid];
                 log.check(subscribe.offset)?;
                 let (next, credit) = (subscribe.offset, subscribe.credit as i64);
-                self.subscriptions.insert(subscribe.subscription, Subscription { pid, next, credit });
+                let group = subscribe.group;
+                self.subscriptions.insert(subscribe.subscription, Subscription { pid, next, credit, group });
                 Response::Subscribed(log.bounds()).encode(correlation, handle, out);
             }
             Request::Credit(credit) => {
@@ -383,17 +406,27 @@ impl Session {
                     out,
                 );
             }
+            _ => return self.group_request(&mut data, request, correlation, handle, out),
         }
         Ok(())
     }
 
     fn push(&mut self, out: &mut Vec<u8>) {
-        let data = self.data.lock().unwrap();
+        let data = self.data.clone();
+        let mut data = data.lock().unwrap();
+        data.tick();
+        self.serve_waiting(&mut data, out);
+        self.push_checks(&mut data, out);
         for (number, subscription) in &mut self.subscriptions {
             let Some(log) = data.logs.get(&subscription.pid) else { continue };
             while subscription.credit > 0 && subscription.next < log.end {
                 let start = fetch_begin(out);
-                let next = log.entries(subscription.next, (subscription.credit as u64).min(20_000), out);
+                let filter = data.groups.filter(subscription.group, &data.topics, subscription.pid);
+                let credit = (subscription.credit as u64).min(20_000);
+                let next = match filter {
+                    Some(filter) => log.matching(&filter, subscription.next, credit, out),
+                    None => log.entries(subscription.next, credit, out),
+                };
                 let bytes = out.len() - start - HEADER_SIZE - 24;
                 let corrupt = self
                     .faults
@@ -441,7 +474,7 @@ impl Log {
         if (self.start..=self.end).contains(&offset) { Ok(()) } else { Err(ErrorCode::OffsetOutOfRange) }
     }
 
-    fn append(&mut self, pid: u32, bytes: &[u8]) -> ProduceOutcome {
+    fn append(&mut self, pid: u32, bytes: &[u8], groups: &mut Groups) -> ProduceOutcome {
         let Ok(frame) = Frame::parse(bytes) else {
             return ProduceOutcome::failed(ErrorCode::FrameInvalid, 0);
         };
@@ -463,10 +496,17 @@ impl Log {
         if sequence != producer.next {
             return ProduceOutcome::failed(ErrorCode::OutOfOrderSequence, 0);
         }
+        let late = match groups.take_late(pid, &frame) {
+            Ok(late) => late,
+            Err(code) => return ProduceOutcome::failed(code, 0),
+        };
         producer.next = sequence.wrapping_add(header.count.get());
-        producer.window.push_back((sequence, self.end));
+        producer.window.push_back((sequence, late.unwrap_or(self.end)));
         if producer.window.len() > 5 {
             producer.window.pop_front();
+        }
+        if let Some(lsn) = late {
+            return ProduceOutcome::stored(lsn, 7, false);
         }
         let base = self.end;
         header.stamp(PartitionId(pid), Offset(base), 7);
@@ -475,6 +515,42 @@ impl Log {
         self.frames.push((base, Bytes::from(stamped)));
         self.end = base + u64::from(header.count.get());
         ProduceOutcome::stored(base, 7, false)
+    }
+
+    /// Gives offsets to a body that was stored before.
+    fn bind(&mut self, bytes: &Bytes) {
+        let count = FrameHeader::parse(bytes).unwrap().count.get();
+        self.frames.push((self.end, bytes.clone()));
+        self.end += u64::from(count);
+    }
+
+    /// Runs of the records whose tag is one of `tags`, from `from` on; answers where to go on.
+    fn matching(&self, tags: &[String], from: u64, max_bytes: u64, out: &mut Vec<u8>) -> u64 {
+        let begin = out.len();
+        let mut next = from;
+        for (base, bytes) in self.frames.iter().filter(|frame| frame_end(frame) > from) {
+            if (out.len() - begin) as u64 >= max_bytes {
+                break;
+            }
+            let frame = Frame::parse(bytes).unwrap();
+            let payload = Payload::parse(&frame).unwrap();
+            let mut first = true;
+            for (index, record) in payload.entries().enumerate() {
+                let offset = base + index as u64;
+                let tag = String::from_utf8_lossy(record.tag.unwrap_or_default()).into_owned();
+                if offset < from || !tags.contains(&tag) {
+                    continue;
+                }
+                let entry = FetchEntryHeader::new(offset, 7, index as u32, 1);
+                put_entry(out, &if first { entry } else { entry.in_same_frame() });
+                if first {
+                    out.extend_from_slice(bytes);
+                }
+                first = false;
+            }
+            next = frame_end(&(*base, bytes.clone()));
+        }
+        next
     }
 
     /// Whole frames from the one that holds `from` on; answers where to go on.
@@ -496,6 +572,10 @@ impl Log {
         }
         next
     }
+}
+
+fn frame_end(frame: &(u64, Bytes)) -> u64 {
+    frame.0 + u64::from(FrameHeader::parse(&frame.1).unwrap().count.get())
 }
 
 fn whole(input: &mut BytesMut) -> Option<(Header, Bytes)> {

@@ -10,7 +10,13 @@ use zerocopy::IntoBytes;
 const ID: PartitionId = PartitionId(70);
 
 fn core(start: Start, out_of_range: OutOfRange) -> ConsumerCore {
-    let config = ConsumerCoreConfig { credit: 4_000, retry_for_us: 10_000_000, out_of_range, seed: 1 };
+    let config = ConsumerCoreConfig {
+        credit: 4_000,
+        retry_for_us: 10_000_000,
+        out_of_range,
+        filtered: false,
+        seed: 1,
+    };
     ConsumerCore::new(config, [(0, ID)], start)
 }
 

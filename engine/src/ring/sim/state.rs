@@ -5,7 +5,7 @@ mod ops;
 pub(super) use ops::{Flight, Work};
 
 use super::config::{ClockConfig, DiskFaults, SimConfig};
-use super::disk::{Disk, DiskImage, InFlight, Page, Pages, normal};
+use super::disk::{CrashPoint, Disk, DiskImage, InFlight, Page, Pages, normal};
 use super::fault::{Armed, Harm};
 use super::net::{Conn, Listener, Socket};
 use super::rng::{Rng, splitmix};
@@ -139,6 +139,8 @@ pub(super) struct Node {
     drift_ppm: i64,
     ends_at: Option<(u64, Ending)>,
     locks: BTreeMap<PathBuf, RingId>,
+    /// One for each disk event, while they are wanted.
+    pub(super) crash_points: Option<Vec<CrashPoint>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -226,6 +228,7 @@ impl State {
                 drift_ppm,
                 ends_at: None,
                 locks: BTreeMap::new(),
+                crash_points: None,
             }
         })
     }
@@ -458,7 +461,7 @@ impl State {
     }
 
     /// What is in flight for a node's disk, of one ring or all.
-    fn in_flight(&self, node: NodeId, ring: Option<RingId>) -> Vec<InFlight> {
+    pub(super) fn in_flight(&self, node: NodeId, ring: Option<RingId>) -> Vec<InFlight> {
         let here = |flight: &Flight| {
             self.ring(flight.ring).node == node
                 && ring.is_none_or(|ring| ring == flight.ring)

@@ -522,6 +522,7 @@ fn read_or_make_identity(
                 created_ms: ring.now().wall_ms,
             };
             ring.memory.bytes_mut(range).copy_from_slice(&identity.encode());
+            sync_names_above(ring, &options.data)?;
             let op = Op::Write { file, from: range, position: 0, durable: false };
             let written = ring.run(op).map_err(|error| fail("writing", error))?;
             if written as usize != SIZE {
@@ -534,6 +535,21 @@ fn read_or_make_identity(
     };
     ring.memory.free(buffer);
     result
+}
+
+/// Makes the name of the data directory durable, and the names of directories above it that may have been made with
+/// it. Before the identity is written: where there is one, this was done.
+fn sync_names_above(ring: &mut Ring, data: &Path) -> Result<(), Fatal> {
+    for (level, above) in data.ancestors().skip(1).enumerate() {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match ring.run(Op::SyncDir { path: above.to_owned() }) {
+            Ok(_) => {}
+            // Whoever may not read a directory cannot sync it, and further up nothing was made in most cases.
+            Err(error) if level > 0 || error == Errno::ACCES => {}
+            Err(error) => return Err(directory_error("syncing", above, error)),
+        }
+    }
+    Ok(())
 }
 
 /// One shard for each core that this process may use, as far as the memory goes.

@@ -330,7 +330,7 @@ impl Recovery<'_> {
         match Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard) {
             Ok(superblock) => Ok(Some(superblock)),
             // It is durable before the first slot is made, so without slots there was nothing yet.
-            Err(_) if self.slots.is_empty() => Ok(None),
+            Err(_) if self.slots.is_empty() || self.options.planted.has(Bug::DoubtStartsAfresh) => Ok(None),
             Err(corruption) => Err(OpenError::Damaged {
                 row: None,
                 path: path.to_owned(),
@@ -869,6 +869,9 @@ impl Recovery<'_> {
                 .map_err(|corruption| damaged(Some(corruption), "a frame contradicts the ones before it"))?;
             if frame.header.partition.get() != 0 {
                 segment.entries.push(index_entry(frame.header, position + at as u64));
+                if self.options.planted.has(Bug::IndexedTwice) {
+                    segment.entries.push(index_entry(frame.header, position + at as u64));
+                }
             }
             segment.frame_bytes += frame.bytes.len() as u64;
             segment.last_time = segment.last_time.max(frame.header.timestamp.get());

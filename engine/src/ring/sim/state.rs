@@ -5,7 +5,7 @@ mod ops;
 pub(super) use ops::{Flight, Work};
 
 use super::config::{ClockConfig, DiskFaults, SimConfig};
-use super::disk::{CrashPoint, Disk, DiskImage, InFlight, Page, Pages, normal};
+use super::disk::{CrashPoint, Disk, DiskImage, InFlight, PAGE, Page, Pages, normal};
 use super::fault::{Armed, Harm};
 use super::net::{Conn, Listener, Socket};
 use super::rng::{Rng, splitmix};
@@ -440,6 +440,15 @@ impl State {
             None => Vec::new(),
         };
         Ok(FileFacts { size: file.size, dio_align, extent_edges })
+    }
+
+    /// Bytes that an op may bring at most: the rest of a file, with a page behind it.
+    pub(super) fn can_come(&self, id: RingId, op: &Op) -> usize {
+        let Op::Read { file, position, .. } = *op else { return usize::MAX };
+        let Ok(open) = self.open_file(id, file.0) else { return PAGE };
+        let node = self.nodes.get(&self.ring(id).node);
+        let size = node.and_then(|node| node.disk.file(open.ino).ok()).map_or(0, |file| file.size);
+        size.saturating_sub(position).next_multiple_of(PAGE as u64) as usize + PAGE
     }
 
     fn open_file(&self, id: RingId, file: u32) -> Result<&OpenFile, Errno> {

@@ -111,7 +111,8 @@ fn commit() -> String {
         output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let head = git(&["rev-parse", "--short=10", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
-    let changed = git(&["status", "--porcelain", "--", ":(exclude)fuzz/LEDGER.json", ":(exclude)fuzz/*.md"]);
+    let pages = ["LEDGER.json", "PROOF.md", "PLANTED.md"].map(|page| format!(":(top,exclude)fuzz/{page}"));
+    let changed = git(&["status", "--porcelain", "--", ":(top)", &pages[0], &pages[1], &pages[2]]);
     let mark = if changed.is_some_and(|changed| !changed.is_empty()) { "+" } else { "" };
     head + mark
 }

@@ -7,7 +7,7 @@ pub(crate) mod power;
 use disk::{Disk, Node, PAGE, ROOT};
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
@@ -17,6 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Linux's `O_DSYNC`: the write is answered when it is durable.
 const O_DSYNC: i32 = 0o10_000;
+/// Linux's `O_DIRECT`, which differs between architectures.
+const O_DIRECT: i32 = if cfg!(target_arch = "aarch64") { 0o200_000 } else { 0o40_000 };
 /// `FALLOC_FL_KEEP_SIZE`.
 const KEEP_SIZE: i32 = 1;
 /// The kernel asks again each time, so that what a power loss changes is seen.
@@ -123,6 +125,11 @@ impl FaultFs {
     }
 }
 
+/// Nothing may stay in the kernel's cache: what asks for direct I/O gets it, and so does what does not ask.
+fn direct(flags: i32) -> FopenFlags {
+    if flags & O_DIRECT != 0 { FopenFlags::empty() } else { FopenFlags::FOPEN_DIRECT_IO }
+}
+
 fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
@@ -134,7 +141,8 @@ impl Filesystem for FaultFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Whatever the kernel allows is as good.
         let _ = config.set_max_write(1 << 20);
-        Ok(())
+        // Without it a short write is finished by the kernel itself, and at the place where it began.
+        config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).map_err(|_| std::io::ErrorKind::Unsupported.into())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -179,10 +187,10 @@ impl Filesystem for FaultFs {
         self.entry(made, reply);
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
         let made = self.0.lock().make(parent.0, name, false);
         match made.and_then(|ino| self.attr(ino)) {
-            Ok(attr) => reply.created(&TTL, &attr, Generation(0), FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+            Ok(attr) => reply.created(&TTL, &attr, Generation(0), FileHandle(0), direct(flags)),
             Err(error) => reply.error(error),
         }
     }
@@ -208,8 +216,8 @@ impl Filesystem for FaultFs {
         done(moved.map(drop), reply);
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), direct(flags.0));
     }
 
     fn read(

@@ -1,0 +1,4 @@
+//! Two threads, the queue and the bell between shards, as fast as they can.
+
+#[cfg(test)]
+mod queues;

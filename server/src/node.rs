@@ -844,3 +844,33 @@ fn publish(status: &ShardStatus, server: &ShardServer) {
         memory_bytes: server.ring().memory.mapped() as u64,
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringmq_engine::ring::sim::{CrashModel, NodeId, SimConfig, World};
+
+    /// Whether a data directory, made two levels deep, is there after a power loss that keeps nothing by chance.
+    fn survives_power_loss(synced: bool) -> bool {
+        let mut config = SimConfig::default();
+        config.disk.roots = vec!["/srv".into()];
+        let crash =
+            CrashModel { lose_all: 1, keep_all: 0, whole_writes: 0, prefix: 0, ..CrashModel::default() };
+        config.disk.crash = CrashModel { suffix: 0, runs: 0, sectors: 0, ..crash };
+        let world = World::new(1, config);
+        let data = Path::new("/srv/ringmq/data");
+        let mut ring = world.ring(NodeId(1));
+        assert_eq!(ring.make_dirs(data), Ok(()));
+        if synced {
+            assert!(sync_names_above(&mut ring, data).is_ok());
+        }
+        world.power_off(NodeId(1));
+        world.ring(NodeId(1)).list_dir(data).is_ok()
+    }
+
+    #[test]
+    fn the_name_of_a_new_data_directory_survives_a_power_loss() {
+        assert!(survives_power_loss(true));
+        assert!(!survives_power_loss(false));
+    }
+}

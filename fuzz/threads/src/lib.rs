@@ -1,4 +1,1 @@
-//! Two threads, the queue and the bell between shards, as fast as they can.
-
-#[cfg(test)]
-mod queues;
+//! Two threads, the queue and the bell between shards, as fast as they can: `tests/queues.rs`.

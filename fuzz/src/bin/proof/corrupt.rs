@@ -285,8 +285,9 @@ pub(crate) fn flips(options: &Options) -> Swept {
     };
     let first = bench();
     let (extent, groups) = (first.layout.extent() as u64, first.layout.groups.len());
-    let mut swept =
-        sweep(options, extent, "flipped bits", bench, |bench, n| flip_byte(bench, scatter(n, extent) as usize));
+    let mut swept = sweep(options, extent, "flipped bits", bench, |bench, n| {
+        flip_byte(bench, scatter(n, extent) as usize)
+    });
     swept.notes.push(format!("{extent} bytes in {groups} groups"));
     swept
 }
@@ -342,8 +343,7 @@ pub(crate) fn flips_full(options: &Options) -> Swept {
     let context = || Full::new(segment_store());
     sweep(options, extent, "flipped bits", context, |full, number| {
         let bit = scatter(number, extent);
-        let outcome =
-            full.judge(|harness| harness.world.flip_bit(NODE, segment_path(0), bit).map_err(io));
+        let outcome = full.judge(|harness| harness.world.flip_bit(NODE, segment_path(0), bit).map_err(io));
         match outcome {
             Ok(Outcome::Served { damaged: 0 | 1 }) => Ok(1),
             Ok(Outcome::Refused(path)) if path == segment_path(0) => Ok(1),
@@ -369,8 +369,12 @@ pub(crate) fn cuts(options: &Options) -> Swept {
         let layout = &layouts[slot as usize];
         if let Some(index) = layout.group_at(len as usize) {
             let group = &layout.groups[index];
-            let found =
-                examine(&layout.facts, &group.point, &layout.bytes[group.range.start..len as usize], Planted::default());
+            let found = examine(
+                &layout.facts,
+                &group.point,
+                &layout.bytes[group.range.start..len as usize],
+                Planted::default(),
+            );
             if found.finding == Finding::Whole || found.corruption.is_none() {
                 return Err(say(format!("{found:?}")));
             }
@@ -449,7 +453,7 @@ impl TwoLives {
             .filter(|place| place.partition != own.partition && place.range.len() > 2 * SECTOR_SIZE)
             .collect();
         let other = others.get(draw.below(others.len().max(1) as u64) as usize)?;
-        let inside = at.checked_sub(own.range.start).unwrap_or(0) % (other.range.len() - SECTOR_SIZE);
+        let inside = at.saturating_sub(own.range.start) % (other.range.len() - SECTOR_SIZE);
         let from = other.range.start + inside;
         Some(layout.bytes[from..from + SECTOR_SIZE].to_vec())
     }
@@ -469,8 +473,9 @@ impl TwoLives {
         let mut count = 0;
         for kind in 0..KINDS {
             let with = self.replacement(slot, at, kind);
-            count += 1;
+            // A slot that never held a segment says nothing that could be wrong.
             let Some(layout) = &self.layouts[slot] else { continue };
+            count += 1;
             let changed = at..at + SECTOR_SIZE;
             let bytes = &mut self.bytes[slot];
             let was = bytes[changed.clone()].to_vec();
@@ -493,7 +498,9 @@ fn check_sector(layout: &Layout, bytes: &[u8], changed: &Range<usize>) -> Result
     let Some(index) = layout.group_at(changed.start) else {
         // Behind the end: nothing may be found there that continues the log.
         let end = layout.extent();
-        let Some(last) = layout.groups.last().filter(|_| changed.start < end + BLOCK_SIZE) else { return Ok(()) };
+        let Some(last) = layout.groups.last().filter(|_| changed.start < end + BLOCK_SIZE) else {
+            return Ok(());
+        };
         let Ok(header) = GroupHeader::parse(
             &layout.bytes[last.range.start..],
             layout.facts.incarnation,
@@ -508,7 +515,11 @@ fn check_sector(layout: &Layout, bytes: &[u8], changed: &Range<usize>) -> Result
             epoch: Epoch(header.epoch.get()),
         };
         let found = examine(&layout.facts, &point, &bytes[end..], Planted::default()).finding;
-        return if found == Finding::NoGroup { Ok(()) } else { Err(format!("a group behind the end: {found:?}")) };
+        return if found == Finding::NoGroup {
+            Ok(())
+        } else {
+            Err(format!("a group behind the end: {found:?}"))
+        };
     };
     for near in index.saturating_sub(1)..(index + 2).min(layout.groups.len()) {
         layout.check_group(near, bytes, changed)?;
@@ -523,7 +534,7 @@ pub(crate) fn sectors(options: &Options) -> Swept {
         let sector = scatter(number, total);
         store.check(sector)
     });
-    swept.notes.push(format!("{} MiB of slots", total * SECTOR_SIZE as u64 >> 20));
+    swept.notes.push(format!("{} MiB of slots", (total * SECTOR_SIZE as u64) >> 20));
     swept
 }
 

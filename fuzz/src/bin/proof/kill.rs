@@ -20,7 +20,18 @@ fn case(options: &Options, call: u64) -> Result<u64, String> {
     let scratch = tempfile::tempdir().map_err(text)?;
     let data = scratch.path().join("data");
     let inject = format!("inject=io_uring_enter:signal=KILL:when={call}");
-    let wrapper = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=io_uring_enter", "-e", &inject];
+    let wrapper = [
+        "strace",
+        "-f",
+        "-qq",
+        "--seccomp-bpf",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=io_uring_enter",
+        "-e",
+        &inject,
+    ];
     let mut published: Vec<Published> = Vec::new();
     if let Started::Ready(mut server) = start(&options.binary, &data, scratch.path(), &wrapper, &[])? {
         if server.make_topic().is_ok() && server.is_running() {
@@ -35,7 +46,8 @@ fn case(options: &Options, call: u64) -> Result<u64, String> {
     }
     let acked = published.iter().map(|one| one.acks.len()).sum::<usize>();
     for life in ["b", "c"] {
-        let server = must_start(&options.binary, &data, scratch.path(), &[]).map_err(Option::unwrap_or_default)?;
+        let server =
+            must_start(&options.binary, &data, scratch.path(), &[]).map_err(Option::unwrap_or_default)?;
         server.make_topic()?;
         verify(&server.read()?, &published)?;
         let publisher = Publisher::start(&server, scratch.path(), life)?;
@@ -62,18 +74,25 @@ pub(crate) fn run(options: &Options) -> Ran {
         return Ran::Skipped(format!("no server at {}", options.binary.display()));
     }
     let probe = tempfile::tempdir().map_err(text);
-    let probe = probe.and_then(|dir| match must_start(&options.binary, &dir.path().join("data"), dir.path(), &[]) {
-        Ok(_) => Ok(true),
-        Err(None) => Ok(false),
-        Err(Some(error)) => Err(error),
-    });
+    let probe =
+        probe.and_then(|dir| match must_start(&options.binary, &dir.path().join("data"), dir.path(), &[]) {
+            Ok(_) => Ok(true),
+            Err(None) => Ok(false),
+            Err(Some(error)) => Err(error),
+        });
     match probe {
         Ok(true) => {}
         Ok(false) => return Ran::Skipped("io_uring is refused here".to_owned()),
         Err(error) => return Ran::Done(Swept { finding: Some((options.from, error)), ..Swept::default() }),
     }
-    Ran::Done(sweep(options, CALLS, "kills", || (), |(), number| {
-        let call = 1 + number * STRIDE % CALLS;
-        case(options, call).map_err(|found| format!("call {call}: {found}"))
-    }))
+    Ran::Done(sweep(
+        options,
+        CALLS,
+        "kills",
+        || (),
+        |(), number| {
+            let call = 1 + number * STRIDE % CALLS;
+            case(options, call).map_err(|found| format!("call {call}: {found}"))
+        },
+    ))
 }

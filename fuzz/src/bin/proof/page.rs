@@ -5,7 +5,10 @@ use std::fmt::Write;
 
 /// Row of the ledger, what it shows, what is left out of it.
 const ROWS: [(&str, &str); 9] = [
-    ("small", "every workload of up to 3 operations, at every I/O boundary, with every subset of what is not durable"),
+    (
+        "small",
+        "every workload of up to 3 operations, at every I/O boundary, with every subset of what is not durable",
+    ),
     ("flips", "every bit of the valid extent of a 4 MiB segment, through the scan and the reader"),
     ("flips-full", "the same bits, by a start of a whole shard that reads everything back"),
     ("cuts", "every byte length of the last MiB of a sealed and of an active segment"),
@@ -18,20 +21,48 @@ const ROWS: [(&str, &str); 9] = [
 
 /// What happens, and what is done about it. The tests hold each of them.
 const FAULTS: [(&str, &str, &str); 14] = [
-    ("power loss at any I/O", "what was acknowledged is there, once, in order; the rest whole or not", "`proof small`, `sim_log`, `proof power`"),
-    ("power loss while recovering", "as if recovery had not begun", "`proof small` (Kill, Cut), `sim_log` (nested)"),
-    ("a write or flush fails", "the log is poisoned: nothing more is acknowledged, nothing is tried again, reads go on", "`sim_damage`, `proof power`"),
+    (
+        "power loss at any I/O",
+        "what was acknowledged is there, once, in order; the rest whole or not",
+        "`proof small`, `sim_log`, `proof power`",
+    ),
+    (
+        "power loss while recovering",
+        "as if recovery had not begun",
+        "`proof small` (Kill, Cut), `sim_log` (nested)",
+    ),
+    (
+        "a write or flush fails",
+        "the log is poisoned: nothing more is acknowledged, nothing is tried again, reads go on",
+        "`sim_damage`, `proof power`",
+    ),
     ("a short write", "the rest is written; no progress poisons", "`sim_planted` (ShortWriteIgnored)"),
-    ("the disk is full", "`DiskFull`, before it is; nothing is lost, and it goes on when space returns", "`sim_damage`, `full_disk`"),
-    ("a sector cannot be read", "never taken for a torn tail: the shard is refused, or that page answers `Damaged`", "`sim_damage`"),
+    (
+        "the disk is full",
+        "`DiskFull`, before it is; nothing is lost, and it goes on when space returns",
+        "`sim_damage`, `full_disk`",
+    ),
+    (
+        "a sector cannot be read",
+        "never taken for a torn tail: the shard is refused, or that page answers `Damaged`",
+        "`sim_damage`",
+    ),
     ("a bit flips in a payload", "those offsets answer `Damaged`; all others are served", "`proof flips`"),
     ("a bit flips in a header", "with a witness the shard is refused, and the place named", "`proof flips`"),
     ("a bit flips in padding", "counted; everything is served", "`proof flips`"),
     ("a sector of something older, or of another partition", "as damage; never served", "`proof sectors`"),
     ("a file is shorter than it was", "refused, and the file named", "`proof cuts`"),
     ("an index is wrong", "made again from the log; never believed", "`sim_damage`, `disasters`"),
-    ("a checkpoint or superblock copy is wrong", "the other is used; without any the shard is refused", "`sim_damage`, `disasters`"),
-    ("the process dies at any io_uring_enter", "as power loss, but completed writes stay", "`proof kills`, `kill_9`"),
+    (
+        "a checkpoint or superblock copy is wrong",
+        "the other is used; without any the shard is refused",
+        "`sim_damage`, `disasters`",
+    ),
+    (
+        "the process dies at any io_uring_enter",
+        "as power loss, but completed writes stay",
+        "`proof kills`, `kill_9`",
+    ),
 ];
 
 fn hours(seconds: f64) -> String {
@@ -116,7 +147,11 @@ pub(crate) fn write() -> Result<(), String> {
         let _ = writeln!(page, "| `{name}` | {words} |");
     }
     let planted = ledger.last_notes("planted");
-    let _ = writeln!(page, "\n## Planted bugs\n\n{} of them, all found: [PLANTED.md](PLANTED.md).", planted.len());
+    let _ = writeln!(
+        page,
+        "\n## Planted bugs\n\n{} of them, all found: [PLANTED.md](PLANTED.md).",
+        planted.len()
+    );
     let mut table = String::from(
         "# Planted bugs\n\nMade by `proof page`; not to be edited. A harness that finds nothing proves nothing: each \
          of these bugs is planted by a test and must be found.\n\n| bug | found by the check | after |\n|---|---|---|\n",

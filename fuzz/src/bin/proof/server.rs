@@ -15,12 +15,15 @@ use std::time::{Duration, Instant};
 pub(crate) const HUNG: Duration = Duration::from_secs(60);
 /// Exit code of a server that is refused io_uring.
 const IO_URING_REFUSED: i32 = 10;
+/// Exit code of a server that finds another one on its directory.
+const DIRECTORY_IN_USE: i32 = 11;
 pub(crate) const TOPIC: &str = "history";
 const PARTITIONS: &str = "3";
 
 /// The binary beside this one, as a release if there is one.
 pub(crate) fn default_binary() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::ledger::beside("../target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| crate::ledger::beside("../target"), PathBuf::from);
     let release = target.join("release/ringmq");
     if release.exists() { release } else { target.join("debug/ringmq") }
 }
@@ -41,7 +44,8 @@ pub(crate) fn command(words: &[&str]) -> Result<String, String> {
 
 /// Is a command there?
 pub(crate) fn have(name: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).exists()))
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).exists()))
 }
 
 /// How a start can end.
@@ -72,7 +76,13 @@ pub(crate) fn start(
     let err = scratch.join("server.err");
     let mut child = Command::new(words[0])
         .args(&words[1..])
-        .args(["server", "--json", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--auto-create-topics"])
+        .args([
+            "server",
+            "--json",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--auto-create-topics",
+        ])
         .args(["--shards=1", "--memory=64M", "--segment-size=4M", "--data"])
         .arg(data)
         .args(args)
@@ -99,7 +109,9 @@ pub(crate) fn start(
                     return Ok(Started::Ready(server));
                 }
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => return Err(format!("it neither serves nor ends: {}", server.said())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                return Err(format!("it neither serves nor ends: {}", server.said()));
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 let status = server.wait()?;
                 return Ok(Started::Ended(status.code(), server.said()));
@@ -108,17 +120,26 @@ pub(crate) fn start(
     }
 }
 
-/// As `start`, of a server that must serve. `Err(None)`: io_uring is refused here.
+/// As `start`, of a server that must serve. `Err(None)`: io_uring is refused here. A process that was killed behind a
+/// tracer may hold the directory for a moment longer.
 pub(crate) fn must_start(
     binary: &Path,
     data: &Path,
     scratch: &Path,
     args: &[&str],
 ) -> Result<Server, Option<String>> {
-    match start(binary, data, scratch, &[], args).map_err(Some)? {
-        Started::Ready(server) => Ok(server),
-        Started::Ended(Some(IO_URING_REFUSED), _) => Err(None),
-        Started::Ended(code, said) => Err(Some(format!("it does not start, exit {code:?}: {said}"))),
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match start(binary, data, scratch, &[], args).map_err(Some)? {
+            Started::Ready(server) => return Ok(server),
+            Started::Ended(Some(IO_URING_REFUSED), _) => return Err(None),
+            Started::Ended(Some(DIRECTORY_IN_USE), _) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Started::Ended(code, said) => {
+                return Err(Some(format!("it does not start, exit {code:?}: {said}")));
+            }
+        }
     }
 }
 
@@ -178,7 +199,8 @@ impl Server {
 
     /// The topic of the history, made if it is not there.
     pub(crate) fn make_topic(&self) -> Result<(), String> {
-        let output = self.client(&["topic", "create", TOPIC, "--partitions", PARTITIONS]).output().map_err(text)?;
+        let output =
+            self.client(&["topic", "create", TOPIC, "--partitions", PARTITIONS]).output().map_err(text)?;
         let said = String::from_utf8_lossy(&output.stderr);
         let is_there = output.status.success() || said.contains("exists");
         if is_there { Ok(()) } else { Err(format!("topic create: {said}")) }
@@ -186,7 +208,8 @@ impl Server {
 
     /// Everything in the topic: partition, offset, line.
     pub(crate) fn read(&self) -> Result<Vec<(u32, u64, String)>, String> {
-        let mut reader = self.client(&["sub", TOPIC, "--from", "earliest", "--until", "end", "-f", "%p %o %v\\n"]);
+        let mut reader =
+            self.client(&["sub", TOPIC, "--from", "earliest", "--until", "end", "-f", "%p %o %v\\n"]);
         let output = reader.output().map_err(text)?;
         if !output.status.success() {
             return Err(format!("sub: {}: {}", String::from_utf8_lossy(&output.stderr), self.said()));
@@ -303,7 +326,9 @@ pub(crate) fn verify(found: &[(u32, u64, String)], published: &[Published]) -> R
         let mut parts = value.splitn(3, ' ');
         let name = parts.next().and_then(|name| by_name.get(name));
         let n = parts.next().and_then(|n| n.parse::<u64>().ok());
-        let (Some(one), Some(n)) = (name, n) else { return Err(format!("{place}: nobody published {value:?}")) };
+        let (Some(one), Some(n)) = (name, n) else {
+            return Err(format!("{place}: nobody published {value:?}"));
+        };
         if n >= one.lines || *value != line(&one.name, n) {
             return Err(format!("{place}: not as it was given: {value:?}"));
         }
@@ -318,7 +343,10 @@ pub(crate) fn verify(found: &[(u32, u64, String)], published: &[Published]) -> R
         for (n, place) in (0..).zip(&one.acks) {
             let found = places.get(&(one.name.as_str(), n));
             if found != Some(place) {
-                return Err(format!("line {n} of {} was acknowledged at {place:?} and is at {found:?}", one.name));
+                return Err(format!(
+                    "line {n} of {} was acknowledged at {place:?} and is at {found:?}",
+                    one.name
+                ));
             }
         }
     }

@@ -471,7 +471,8 @@ fn promised(known: &[Known]) -> u64 {
             TopicState::Deleted => 4,
         });
         for partition in &topic.partitions {
-            let acked = partition.frames.iter().rev().find(|frame| frame.acked).map_or(0, |frame| frame.end());
+            let acked =
+                partition.frames.iter().rev().find(|frame| frame.acked).map_or(0, |frame| frame.end());
             [partition.next, partition.seen, acked].into_iter().for_each(&mut mix);
         }
     }
@@ -485,7 +486,10 @@ fn subsets(point: &CrashPoint) -> Vec<Vec<usize>> {
     if outcomes.len() <= CHOICES_MAX {
         let mut all = vec![Vec::new()];
         for count in outcomes {
-            all = all.iter().flat_map(|one| (0..count).map(move |outcome| [&one[..], &[outcome]].concat())).collect();
+            all = all
+                .iter()
+                .flat_map(|one| (0..count).map(move |outcome| [&one[..], &[outcome]].concat()))
+                .collect();
         }
         return all;
     }

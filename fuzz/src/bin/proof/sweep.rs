@@ -40,7 +40,8 @@ pub(crate) fn sweep<C>(
             if over || stop.load(Ordering::Relaxed) {
                 return;
             }
-            let taken = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < end).then_some(n + 1));
+            let taken =
+                next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < end).then_some(n + 1));
             let Ok(number) = taken else { return };
             match case(&mut context, number) {
                 Ok(count) => {
@@ -58,7 +59,7 @@ pub(crate) fn sweep<C>(
     };
     std::thread::scope(|scope| {
         for _ in 1..options.threads {
-            scope.spawn(&work);
+            scope.spawn(work);
         }
         work();
     });

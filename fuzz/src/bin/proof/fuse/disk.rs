@@ -119,10 +119,7 @@ impl FileNode {
 }
 
 pub(super) enum Node {
-    Dir {
-        names: BTreeMap<OsString, u64>,
-        durable: BTreeMap<OsString, u64>,
-    },
+    Dir { names: BTreeMap<OsString, u64>, durable: BTreeMap<OsString, u64> },
     File(FileNode),
 }
 
@@ -298,9 +295,8 @@ impl Disk {
             match node {
                 Node::File(file) => file.power_fails(chance, kept_of_ten),
                 Node::Dir { names, durable } => {
-                    names.retain(|name, ino| {
-                        durable.get(name) == Some(ino) || chance.below(10) < kept_of_ten
-                    });
+                    names
+                        .retain(|name, ino| durable.get(name) == Some(ino) || chance.below(10) < kept_of_ten);
                     durable.clone_from(names);
                 }
             }

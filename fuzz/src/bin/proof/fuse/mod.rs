@@ -6,9 +6,10 @@ pub(crate) mod power;
 
 use disk::{Disk, Node, PAGE, ROOT};
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,8 @@ impl Filesystem for FaultFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.0.lock().names(parent.0).and_then(|names| names.get(name).copied().ok_or(Errno::ENOENT));
+        let found =
+            self.0.lock().names(parent.0).and_then(|names| names.get(name).copied().ok_or(Errno::ENOENT));
         self.entry(found, reply);
     }
 
@@ -187,7 +189,16 @@ impl Filesystem for FaultFs {
         self.entry(made, reply);
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
         let made = self.0.lock().make(parent.0, name, false);
         match made.and_then(|ino| self.attr(ino)) {
             Ok(attr) => reply.created(&TTL, &attr, Generation(0), FileHandle(0), direct(flags)),
@@ -212,7 +223,8 @@ impl Filesystem for FaultFs {
     ) {
         let mut disk = self.0.lock();
         let moved = disk.names(parent.0).and_then(|names| names.remove(name).ok_or(Errno::ENOENT));
-        let moved = moved.and_then(|ino| disk.names(new_parent.0).map(|names| names.insert(new_name.to_owned(), ino)));
+        let moved = moved
+            .and_then(|ino| disk.names(new_parent.0).map(|names| names.insert(new_name.to_owned(), ino)));
         done(moved.map(drop), reply);
     }
 
@@ -296,7 +308,9 @@ impl Filesystem for FaultFs {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let disk = self.0.lock();
-        let Some(Node::Dir { names, .. }) = disk.nodes.get(&ino.0) else { return reply.error(Errno::ENOTDIR) };
+        let Some(Node::Dir { names, .. }) = disk.nodes.get(&ino.0) else {
+            return reply.error(Errno::ENOTDIR);
+        };
         let dots = [(OsStr::new("."), ino.0), (OsStr::new(".."), ROOT)];
         let names = names.iter().map(|(name, ino)| (name.as_os_str(), *ino));
         for (index, (name, ino)) in dots.into_iter().chain(names).enumerate().skip(offset as usize) {

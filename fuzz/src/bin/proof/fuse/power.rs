@@ -44,7 +44,7 @@ fn case(options: &Options, number: u64) -> Result<u64, String> {
                 let made = server.make_topic();
                 if made.is_ok() {
                     verify(&server.read()?, &published)?;
-                } else if !is_empty && number % 2 == 0 {
+                } else if !is_empty && number.is_multiple_of(2) {
                     made?;
                 }
                 let publisher = Publisher::start(&server, scratch.path(), &format!("p{life}"))?;
@@ -62,7 +62,8 @@ fn case(options: &Options, number: u64) -> Result<u64, String> {
     }
     shared.lock().faults = Faults::default();
     let mounted = shared.mount(&mount_point)?;
-    let server = must_start(&options.binary, &data, scratch.path(), &[]).map_err(Option::unwrap_or_default)?;
+    let server =
+        must_start(&options.binary, &data, scratch.path(), &[]).map_err(Option::unwrap_or_default)?;
     server.make_topic()?;
     verify(&server.read()?, &published)?;
     let publisher = Publisher::start(&server, scratch.path(), "last")?;

@@ -28,9 +28,10 @@ const PARTITIONS: u32 = 4;
 /// Of the segment whose bits are flipped and whose tail is cut.
 const SEGMENT_SIZE: u64 = 4 << 20;
 const TAIL: u64 = 1 << 20;
-/// Of the store whose sectors are replaced: eight slots of 8 MiB.
+/// Of the store whose sectors are replaced: it keeps eight segments of 8 MiB, and a few slots wait for the next ones.
 const STORE_SEGMENT_SIZE: u64 = 8 << 20;
-const STORE_SLOTS: u64 = 8;
+const STORE_KEPT: u64 = 8;
+const STORE_SLOTS: u64 = STORE_KEPT + 4;
 
 /// A frame of a group, as it was written.
 struct Place {
@@ -55,6 +56,8 @@ struct Layout {
     facts: SegmentFacts,
     bytes: Vec<u8>,
     groups: Vec<Group>,
+    /// A bug of the scan, on purpose.
+    planted: Planted,
 }
 
 impl Layout {
@@ -87,7 +90,7 @@ impl Layout {
             let highest = highest_witness(&facts, group.range.end as u64, behind);
             group.witness = highest.is_some_and(|durable| durable > group.point.lsn);
         }
-        Some(Self { path, facts, bytes, groups })
+        Some(Self { path, facts, bytes, groups, planted: Planted::default() })
     }
 
     /// Bytes that say something: header, groups, padding.
@@ -104,7 +107,7 @@ impl Layout {
     /// served that is not what was sent?
     fn check_group(&self, index: usize, bytes: &[u8], changed: &Range<usize>) -> Result<(), String> {
         let group = &self.groups[index];
-        let found = examine(&self.facts, &group.point, &bytes[group.range.clone()], Planted::default());
+        let found = examine(&self.facts, &group.point, &bytes[group.range.clone()], self.planted);
         let within = changed.start.max(group.range.start)..changed.end.min(group.range.end);
         if within.is_empty() || bytes[within.clone()] == self.bytes[within.clone()] {
             return match found.finding {
@@ -280,7 +283,8 @@ fn flip_byte(bench: &mut Bench, byte: usize) -> Result<u64, String> {
 /// Every bit of the valid extent. A case is a byte; their order is scattered, so that any part is a fair sample.
 pub(crate) fn flips(options: &Options) -> Swept {
     let bench = || {
-        let layout = layout_of(&must(segment_store()).harness, 0);
+        let mut layout = layout_of(&must(segment_store()).harness, 0);
+        layout.planted = options.planted();
         Bench { bytes: layout.bytes.clone(), layout }
     };
     let first = bench();
@@ -406,9 +410,9 @@ fn two_lives() -> TwoLives {
     plan.segment_size = STORE_SEGMENT_SIZE;
     plan.checkpoint_interval = STORE_SEGMENT_SIZE;
     plan.disk_limit = Some(STORE_SLOTS * STORE_SEGMENT_SIZE);
-    plan.retain_size = Some(4 * STORE_SEGMENT_SIZE);
+    plan.retain_size = Some(STORE_KEPT * STORE_SEGMENT_SIZE);
     let mut store = must(Store::new(plan));
-    must(store.fill(5 * STORE_SEGMENT_SIZE, 60_000));
+    must(store.fill((STORE_KEPT + 1) * STORE_SEGMENT_SIZE, 60_000));
     let read = |store: &Store, slot| {
         store.harness.world.peek(NODE, segment_path(slot), 0, 1 << 30).unwrap_or_default()
     };
@@ -417,7 +421,7 @@ fn two_lives() -> TwoLives {
         all.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "seg")).count() as u64
     };
     let before: Vec<_> = (0..slots(&store)).map(|slot| read(&store, slot)).collect();
-    must(store.fill(6 * STORE_SEGMENT_SIZE, 60_000));
+    must(store.fill(STORE_KEPT * STORE_SEGMENT_SIZE, 60_000));
     store.harness.crash();
     let slots = slots(&store);
     let bytes: Vec<_> = (0..slots).map(|slot| read(&store, slot)).collect();
@@ -534,7 +538,8 @@ pub(crate) fn sectors(options: &Options) -> Swept {
         let sector = scatter(number, total);
         store.check(sector)
     });
-    swept.notes.push(format!("{} MiB of slots", (total * SECTOR_SIZE as u64) >> 20));
+    let mib = (total * SECTOR_SIZE as u64) >> 20;
+    swept.notes.push(format!("{mib} MiB of slots; those that never held a segment are not counted"));
     swept
 }
 

@@ -17,12 +17,14 @@ mod small;
 mod sweep;
 
 use ledger::Ledger;
+use ringmq_engine::planted::{Bug, Planted};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use sweep::Swept;
 
 const USAGE: &str = "usage: proof ROW [--from N] [--count N] [--minutes M] [--threads N] [--binary RINGMQ] [--record]
+             [--plant BUG]
 rows:
   small        every workload of up to 3 operations x every I/O boundary x every subset of what is not flushed
   flips        every bit of the valid extent of a 4 MiB segment, through the scan and the reader
@@ -34,7 +36,8 @@ rows:
   power        the real server on a FUSE file system that loses what was not flushed (needs root and FUSE)
   blocks       ext4 and xfs images on a loop device over that file system, replayed at every flush (needs loop devices)
   planted      reads what `cargo test -p ringmq-engine --test sim_planted -- --nocapture` prints
-  page         writes PROOF.md and PLANTED.md";
+  page         writes PROOF.md and PLANTED.md
+With --plant the row has to fail: a bug of the engine by its name (small, flips, sectors), or LyingDisk (power).";
 
 /// What a row is asked to do.
 #[derive(Clone, Debug)]
@@ -49,6 +52,30 @@ struct Options {
     /// The server's binary.
     binary: PathBuf,
     record: bool,
+    /// Something is wrong on purpose.
+    plant: Option<String>,
+}
+
+/// Bugs that rows of this binary find.
+const PLANTABLE: [Bug; 9] = [
+    Bug::FlushLeftOut,
+    Bug::FlushCoversLaterWrites,
+    Bug::HeaderNotAwaited,
+    Bug::RetirementNotAwaited,
+    Bug::CheckpointAheadOfLog,
+    Bug::DirectoryNotSynced,
+    Bug::NoSyncBeforeRead,
+    Bug::VisibleBeforeDurable,
+    Bug::PayloadCrcUnchecked,
+];
+
+impl Options {
+    /// The bug of the engine that is planted, if one is.
+    fn planted(&self) -> Planted {
+        let name = self.plant.as_deref().unwrap_or_default();
+        let bug = PLANTABLE.into_iter().find(|bug| format!("{bug:?}") == name);
+        bug.map_or_else(Planted::default, Planted::bug)
+    }
 }
 
 /// What came of a row.
@@ -65,6 +92,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Option<Options> {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         binary: server::default_binary(),
         record: false,
+        plant: None,
     };
     while let Some(word) = words.next() {
         let mut number = || words.next()?.parse::<u64>().ok();
@@ -75,6 +103,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Option<Options> {
             "--threads" => found.threads = number()?.max(1) as usize,
             "--binary" => found.binary = PathBuf::from(words.next()?),
             "--record" => found.record = true,
+            "--plant" => found.plant = words.next(),
             _ => return None,
         }
     }

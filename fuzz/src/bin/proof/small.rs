@@ -16,6 +16,7 @@ use ringmq_engine::format::frame::{Codec, Frame};
 use ringmq_engine::format::limits::BLOCK_SIZE;
 use ringmq_engine::format::record::{FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::format::superblock::Durability;
+use ringmq_engine::planted::Planted;
 use ringmq_engine::ring::sim::{CrashModel, CrashPoint, DiskImage, World};
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -134,8 +135,9 @@ struct Start {
     known: Vec<Known>,
 }
 
-fn plan(base: Base, durability: Durability) -> Plan {
+fn plan(base: Base, durability: Durability, planted: Planted) -> Plan {
     let mut plan = Plan::calm();
+    plan.planted = planted;
     (plan.segment_size, plan.durability, plan.seed) = (SEGMENT_SIZE, durability, 11);
     plan.sim.disk.crash = CrashModel {
         keep_all: 0,
@@ -156,8 +158,8 @@ fn plan(base: Base, durability: Durability) -> Plan {
 }
 
 impl Start {
-    fn make(base: Base, durability: Durability) -> Result<Self, String> {
-        let plan = plan(base, durability);
+    fn make(base: Base, durability: Durability, planted: Planted) -> Result<Self, String> {
+        let plan = plan(base, durability, planted);
         let mut driver = Driver::new(Harness::new(plan.clone()));
         let made = (|| {
             if base != Base::Nothing {
@@ -541,12 +543,12 @@ fn case(start: &Start, workload: &Workload, counts: &Counts) -> Result<u64, Stri
 struct Starts(Vec<(Base, Durability, Start)>);
 
 impl Starts {
-    fn get(&mut self, base: Base, durability: Durability) -> Result<&Start, String> {
+    fn get(&mut self, base: Base, durability: Durability, planted: Planted) -> Result<&Start, String> {
         let found = self.0.iter().position(|one| (one.0, one.1) == (base, durability));
         let index = match found {
             Some(index) => index,
             None => {
-                self.0.push((base, durability, Start::make(base, durability)?));
+                self.0.push((base, durability, Start::make(base, durability, planted)?));
                 self.0.len() - 1
             }
         };
@@ -562,7 +564,8 @@ pub(crate) fn run(options: &Options) -> Swept {
     let slowest = Mutex::new((0, 0));
     let mut swept = sweep(options, total, "states", Starts::default, |starts, number| {
         let workload = &workloads[(number * STRIDE % total) as usize];
-        let states = case(starts.get(workload.base, workload.durability)?, workload, &counts)?;
+        let states =
+            case(starts.get(workload.base, workload.durability, options.planted())?, workload, &counts)?;
         let mut most = slowest.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         *most = (*most).max((states, number));
         Ok(states)

@@ -134,6 +134,8 @@ pub(crate) struct Faults {
     pub(crate) short_every: Option<u64>,
     /// Bytes that all files may take.
     pub(crate) budget: Option<u64>,
+    /// Flushes are answered and not done.
+    pub(crate) lies: bool,
 }
 
 /// A step of the one file whose history is kept.
@@ -251,13 +253,15 @@ impl Disk {
     pub(super) fn sync(&mut self, ino: u64) -> Result<(), Errno> {
         self.file(ino)?;
         self.flushes += 1;
-        let fails = self.faults.flush_error == Some(self.flushes);
+        let (fails, lies) = (self.faults.flush_error == Some(self.flushes), self.faults.lies);
         let file = self.file(ino)?;
         if fails {
             file.dirty.clear();
             return Err(Errno::EIO);
         }
-        file.sync();
+        if !lies {
+            file.sync();
+        }
         if let Some(history) = &mut self.history {
             history.push(Step::Flush);
         }

@@ -36,7 +36,8 @@ fn case(options: &Options, number: u64) -> Result<u64, String> {
     let shared = Shared::new();
     let mut published: Vec<Published> = Vec::new();
     for life in 0..LIVES {
-        shared.lock().faults = faults(&mut chance, number);
+        let lies = options.plant.as_deref() == Some("LyingDisk");
+        shared.lock().faults = Faults { lies, ..faults(&mut chance, number) };
         let mounted = shared.mount(&mount_point)?;
         match must_start(&options.binary, &data, scratch.path(), &[]) {
             Ok(mut server) => {

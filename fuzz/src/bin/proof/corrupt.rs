@@ -298,8 +298,8 @@ pub(crate) fn flips(options: &Options) -> Swept {
 
 /// A permutation of `0..total`.
 fn scatter(number: u64, total: u64) -> u64 {
-    // A prime above every total that occurs.
-    (u128::from(number) * 2_147_483_647 % u128::from(total)) as u64
+    // A prime above every total that occurs, and near no power of two.
+    (u128::from(number) * 2_654_435_761 % u128::from(total)) as u64
 }
 
 /// What a thread of a full row works with.

@@ -1,7 +1,8 @@
 //! Everything that is small: all workloads of up to three operations, at every I/O boundary, with every subset of
 //! what was not durable there.
 //!
-//! A workload is a state of the disk to begin with, a durability call, a gap between operations, and operations.
+//! A workload is a state of the disk to begin with, a durability call, a pace of the disk, a gap between operations, and
+//! operations.
 //! Only the boundaries behind its last operation are its own: those before it belong to the shorter workload. A
 //! state is an image of the disk together with what had been promised by then; each different one is given to a real
 //! start, judged by the model, and read back.
@@ -17,7 +18,7 @@ use ringmq_engine::format::limits::BLOCK_SIZE;
 use ringmq_engine::format::record::{FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::format::superblock::Durability;
 use ringmq_engine::planted::Planted;
-use ringmq_engine::ring::sim::{CrashModel, CrashPoint, DiskImage, World};
+use ringmq_engine::ring::sim::{CrashModel, CrashPoint, DiskImage, Latency, World};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,10 +94,20 @@ enum Gap {
 
 const GAPS: [Gap; 3] = [Gap::None, Gap::InFlight, Gap::Durable];
 
+/// Which of two operations of the disk is done first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// Mostly the one that was asked for first.
+    Even,
+    /// Some writes take very long: later ones, and flushes, overtake them.
+    Uneven,
+}
+
 #[derive(Clone, Debug)]
 struct Workload {
     base: Base,
     durability: Durability,
+    pace: Pace,
     gap: Gap,
     ops: Vec<Do>,
 }
@@ -119,10 +130,12 @@ fn sequences() -> Vec<(Gap, Vec<Do>)> {
 fn workloads() -> Vec<Workload> {
     let mut all = Vec::new();
     for durability in [Durability::Flush, Durability::Dsync] {
-        all.push(Workload { base: Base::Nothing, durability, gap: Gap::None, ops: Vec::new() });
-        for base in [Base::Calm, Base::Brim, Base::Worn] {
-            let of_base = |(gap, ops)| Workload { base, durability, gap, ops };
-            all.extend(sequences().into_iter().map(of_base));
+        for pace in [Pace::Even, Pace::Uneven] {
+            all.push(Workload { base: Base::Nothing, durability, pace, gap: Gap::None, ops: Vec::new() });
+            for base in [Base::Calm, Base::Brim, Base::Worn] {
+                let of_base = |(gap, ops)| Workload { base, durability, pace, gap, ops };
+                all.extend(sequences().into_iter().map(of_base));
+            }
         }
     }
     all
@@ -135,7 +148,7 @@ struct Start {
     known: Vec<Known>,
 }
 
-fn plan(base: Base, durability: Durability, planted: Planted) -> Plan {
+fn plan(base: Base, durability: Durability, pace: Pace, planted: Planted) -> Plan {
     let mut plan = Plan::calm();
     plan.planted = planted;
     (plan.segment_size, plan.durability, plan.seed) = (SEGMENT_SIZE, durability, 11);
@@ -149,6 +162,10 @@ fn plan(base: Base, durability: Durability, planted: Planted) -> Plan {
         sectors: 0,
         ..CrashModel::default()
     };
+    if pace == Pace::Uneven {
+        plan.sim.disk.write = Latency { min_us: 20, spread_us: 50, tail_ppm: 250_000, tail_us: 20_000 };
+        plan.sim.disk.sync = Latency::even(10, 20);
+    }
     if base == Base::Worn {
         plan.checkpoint_interval = SEGMENT_SIZE;
         plan.retain_size = Some(2 * SEGMENT_SIZE);
@@ -158,8 +175,8 @@ fn plan(base: Base, durability: Durability, planted: Planted) -> Plan {
 }
 
 impl Start {
-    fn make(base: Base, durability: Durability, planted: Planted) -> Result<Self, String> {
-        let plan = plan(base, durability, planted);
+    fn make(base: Base, durability: Durability, pace: Pace, planted: Planted) -> Result<Self, String> {
+        let plan = plan(base, durability, pace, planted);
         let mut driver = Driver::new(Harness::new(plan.clone()));
         let made = (|| {
             if base != Base::Nothing {
@@ -538,21 +555,22 @@ fn case(start: &Start, workload: &Workload, counts: &Counts) -> Result<u64, Stri
     }
 }
 
-/// One start for each base and durability call, made when it is first needed.
+/// One start for each base, durability call and pace, made when it is first needed.
 #[derive(Default)]
-struct Starts(Vec<(Base, Durability, Start)>);
+struct Starts(Vec<((Base, Durability, Pace), Start)>);
 
 impl Starts {
-    fn get(&mut self, base: Base, durability: Durability, planted: Planted) -> Result<&Start, String> {
-        let found = self.0.iter().position(|one| (one.0, one.1) == (base, durability));
+    fn get(&mut self, workload: &Workload, planted: Planted) -> Result<&Start, String> {
+        let Workload { base, durability, pace, .. } = *workload;
+        let found = self.0.iter().position(|one| one.0 == (base, durability, pace));
         let index = match found {
             Some(index) => index,
             None => {
-                self.0.push((base, durability, Start::make(base, durability, planted)?));
+                self.0.push(((base, durability, pace), Start::make(base, durability, pace, planted)?));
                 self.0.len() - 1
             }
         };
-        Ok(&self.0[index].2)
+        Ok(&self.0[index].1)
     }
 }
 
@@ -564,8 +582,7 @@ pub(crate) fn run(options: &Options) -> Swept {
     let slowest = Mutex::new((0, 0));
     let mut swept = sweep(options, total, "states", Starts::default, |starts, number| {
         let workload = &workloads[(number * STRIDE % total) as usize];
-        let states =
-            case(starts.get(workload.base, workload.durability, options.planted())?, workload, &counts)?;
+        let states = case(starts.get(workload, options.planted())?, workload, &counts)?;
         let mut most = slowest.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         *most = (*most).max((states, number));
         Ok(states)

@@ -2,24 +2,22 @@
 //! planted anywhere stands in the table.
 
 use crate::sweep::Swept;
+use std::collections::BTreeMap;
 use std::io::BufRead;
 
-/// Tests print one such line for each bug:
+/// Tests print one such line for each bug, whatever the test harness puts in front:
 /// `FlushLeftOut: found by "no acknowledged record is lost" after 1 seeds, 4 crashes, 0.02 s: details`.
 pub(crate) fn read() -> Swept {
-    let mut rows = Vec::new();
+    let mut rows = BTreeMap::new();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-        // A test's name may stand in front, on the same line.
-        let line = line.rsplit_once(" ... ").map_or(line.as_str(), |(_, rest)| rest);
-        if let Some((bug, found)) = line.split_once(": found by \"")
-            && bug.chars().all(|letter| letter.is_ascii_alphanumeric())
+        if let Some((before, found)) = line.split_once(": found by \"")
             && let Some((check, rest)) = found.split_once("\" after ")
+            && let Some(bug) = before.rsplit(|letter: char| !letter.is_ascii_alphanumeric()).next()
         {
             let cost = rest.split_once(": ").map_or(rest, |(cost, _)| cost);
-            rows.push(format!("{bug}|{check}|{cost}"));
+            rows.entry(bug.to_owned()).or_insert_with(|| format!("{bug}|{check}|{cost}"));
         }
     }
-    rows.sort();
-    let count = rows.len() as u64;
-    Swept { to: count, total: count, count, what: "planted bugs found", notes: rows, ..Swept::default() }
+    let (count, notes) = (rows.len() as u64, rows.into_values().collect());
+    Swept { to: count, total: count, count, what: "planted bugs found", notes, ..Swept::default() }
 }

@@ -209,9 +209,9 @@ impl Start {
         Ok(Self { plan, image, known: driver.harness.known.clone() })
     }
 
-    fn harness(&self, image: &DiskImage, known: &[Known]) -> Harness {
+    fn harness(&self, image: &DiskImage, known: &[Known], seed: u64) -> Harness {
         let mut harness = Harness::new(self.plan.clone());
-        harness.world = World::with_disk_image(self.plan.seed, self.plan.sim.clone(), NODE, image);
+        harness.world = World::with_disk_image(seed, self.plan.sim.clone(), NODE, image);
         harness.known = known.to_vec();
         harness.bury();
         harness
@@ -219,7 +219,7 @@ impl Start {
 
     /// A whole start on an image: what is there is what must and may be there, and all of it is read.
     fn judge(&self, image: &DiskImage, known: &[Known]) -> Checked {
-        let mut harness = self.harness(image, known);
+        let mut harness = self.harness(image, known, self.plan.seed);
         match quietly(|| harness.try_start()) {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => return Err(wrong("it starts", error.to_string())),
@@ -528,8 +528,8 @@ fn subsets(point: &CrashPoint) -> Vec<Vec<usize>> {
 }
 
 /// Answers how many states were judged.
-fn case(start: &Start, workload: &Workload, counts: &Counts) -> Result<u64, String> {
-    let mut driver = Driver::new(start.harness(&start.image, &start.known));
+fn case(start: &Start, workload: &Workload, seed: u64, counts: &Counts) -> Result<u64, String> {
+    let mut driver = Driver::new(start.harness(&start.image, &start.known, seed));
     let ran = quietly(|| {
         let Some((last, before)) = workload.ops.split_last() else {
             driver.record(start, counts);
@@ -581,8 +581,9 @@ pub(crate) fn run(options: &Options) -> Swept {
     let total = workloads.len() as u64;
     let slowest = Mutex::new((0, 0));
     let mut swept = sweep(options, total, "states", Starts::default, |starts, number| {
+        // Its own seed, so that operations of the disk take turns in another way in each.
         let workload = &workloads[(number * STRIDE % total) as usize];
-        let states = case(starts.get(workload, options.planted())?, workload, &counts)?;
+        let states = case(starts.get(workload, options.planted())?, workload, number, &counts)?;
         let mut most = slowest.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         *most = (*most).max((states, number));
         Ok(states)

@@ -9,6 +9,8 @@
 //!                 seen now and be gone later.
 //!             V2  Until the superblock with the new epoch, nothing is written: a crash here changes nothing.
 //!             V3  What has a witness is never cut. What has none and is not whole is never served.
+//!             V4  What one start has cut, no later one finds: behind the end that the superblock's epoch began at, a
+//!                 group of an earlier epoch is none, even if padding of a lost RECOVERY group makes it whole.
 //! Ignorant of connections and of what frames mean: a visitor replays them.
 
 pub mod decide;
@@ -528,7 +530,7 @@ impl Recovery<'_> {
                 point.lsn = facts.base.plus(FIRST_GROUP);
             }
             skipped_to_scan = false;
-            self.scan_segment(&mut segment, &mut point, durable_claim, &superblock.quarantine)?;
+            self.scan_segment(&mut segment, &mut point, durable_claim, superblock)?;
             self.slots[slot].state = SlotState::InUse;
             let sealed = segment.sealed;
             segments.push_back(segment);
@@ -741,15 +743,19 @@ impl Recovery<'_> {
         segment: &mut Segment,
         point: &mut ScanPoint,
         durable_claim: Lsn,
-        quarantine: &[(Lsn, Lsn, u64)],
+        superblock: &Superblock,
     ) -> Result<(), OpenError> {
         let facts = segment.facts;
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
         loop {
-            if let Some((_, end, chain)) = quarantine.iter().find(|(start, ..)| *start == point.lsn) {
+            if let Some((_, end, chain)) = superblock.quarantine.iter().find(|(start, ..)| *start == point.lsn) {
                 point.lsn = *end;
                 point.chain = *chain;
+            }
+            if point.lsn >= superblock.durable_lsn {
+                // V4: the last start let the log end at or before this place.
+                point.epoch = point.epoch.max(superblock.epoch);
             }
             segment.end = point.lsn;
             let position = facts.position(point.lsn);

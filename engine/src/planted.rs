@@ -34,6 +34,20 @@ pub enum Bug {
     IncarnationReused,
     /// Consumers see records when they are appended.
     VisibleBeforeDurable,
+    /// A failed flush counts as a good one.
+    FlushErrorIgnored,
+    /// A cold frame is served as the index says, without a look at the frame.
+    IndexBelieved,
+    /// A payload checksum of zero is taken for the end of the log.
+    ZeroCrcIsTheEnd,
+    /// A superblock that cannot be read is taken for one that was never written.
+    DoubtStartsAfresh,
+    /// Topics are left out of checkpoints.
+    TopicsForgotten,
+    /// The rest of a short write begins where the short one ended, aligned or not.
+    ShortWriteUnaligned,
+    /// Index entries of frames that are read again after a start are entered twice.
+    IndexedTwice,
 }
 
 /// Which bug is planted, if any.

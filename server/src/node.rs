@@ -542,6 +542,7 @@ fn read_or_make_identity(
                 created_ms: ring.now().wall_ms,
             };
             ring.memory.bytes_mut(range).copy_from_slice(&identity.encode());
+            sync_names_above(ring, &options.data)?;
             let op = Op::Write { file, from: range, position: 0, durable: false };
             let written = ring.run(op).map_err(|error| fail("writing", error))?;
             if written as usize != SIZE {
@@ -554,6 +555,21 @@ fn read_or_make_identity(
     };
     ring.memory.free(buffer);
     result
+}
+
+/// Makes the name of the data directory durable, and the names of directories above it that may have been made with
+/// it. Before the identity is written: where there is one, this was done.
+fn sync_names_above(ring: &mut Ring, data: &Path) -> Result<(), Fatal> {
+    for (level, above) in data.ancestors().skip(1).enumerate() {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match ring.run(Op::SyncDir { path: above.to_owned() }) {
+            Ok(_) => {}
+            // Whoever may not read a directory cannot sync it, and further up nothing was made in most cases.
+            Err(error) if level > 0 || error == Errno::ACCES => {}
+            Err(error) => return Err(directory_error("syncing", above, error)),
+        }
+    }
+    Ok(())
 }
 
 /// One shard for each core that this process may use, as far as the memory goes.
@@ -900,4 +916,34 @@ fn publish(status: &ShardStatus, server: &ShardServer) {
         closed_idle: counts.closed_idle,
         descriptor_failures: shard.descriptor_failures + counts.accept_failures,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringmq_engine::ring::sim::{CrashModel, NodeId, SimConfig, World};
+
+    /// Whether a data directory, made two levels deep, is there after a power loss that keeps nothing by chance.
+    fn survives_power_loss(synced: bool) -> bool {
+        let mut config = SimConfig::default();
+        config.disk.roots = vec!["/srv".into()];
+        let crash =
+            CrashModel { lose_all: 1, keep_all: 0, whole_writes: 0, prefix: 0, ..CrashModel::default() };
+        config.disk.crash = CrashModel { suffix: 0, runs: 0, sectors: 0, ..crash };
+        let world = World::new(1, config);
+        let data = Path::new("/srv/ringmq/data");
+        let mut ring = world.ring(NodeId(1));
+        assert_eq!(ring.make_dirs(data), Ok(()));
+        if synced {
+            assert!(sync_names_above(&mut ring, data).is_ok());
+        }
+        world.power_off(NodeId(1));
+        world.ring(NodeId(1)).list_dir(data).is_ok()
+    }
+
+    #[test]
+    fn the_name_of_a_new_data_directory_survives_a_power_loss() {
+        assert!(survives_power_loss(true));
+        assert!(!survives_power_loss(false));
+    }
 }

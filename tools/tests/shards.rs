@@ -119,7 +119,7 @@ fn ten_thousand_partitions_on_one_connection() {
     }
     ends_are_two(&mut raw, PARTITIONS);
     for partition in (0..PARTITIONS).step_by(997) {
-        let fetch = Fetch { handle: partition + 1, offset: 1, max_bytes: 1 << 20, max_wait_ms: 0 };
+        let fetch = Fetch { handle: partition + 1, offset: 1, max_bytes: 1 << 20, max_wait_ms: 0, group: 0 };
         let answer = raw.ask(&Request::Fetch(fetch));
         assert_eq!(entries(&answer.frames).count(), 1, "partition {partition}: {:?}", answer.response());
     }

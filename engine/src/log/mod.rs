@@ -810,7 +810,13 @@ impl Log {
         let Some(flight) = self.flights.get_mut(index) else {
             panic!("write {number} is not in flight");
         };
-        flight.written += if short_is_whole { flight.range.len() } else { value / BLOCK_SIZE * BLOCK_SIZE };
+        flight.written += if short_is_whole {
+            flight.range.len()
+        } else if self.options.planted.has(Bug::ShortWriteUnaligned) {
+            value
+        } else {
+            value / BLOCK_SIZE * BLOCK_SIZE
+        };
         flight.written = flight.written.min(flight.range.len());
         if !flight.is_written() {
             if value == 0 {
@@ -829,7 +835,9 @@ impl Log {
 
     fn complete_flush(&mut self, ring: &mut Ring, result: Result<u32, Errno>) -> Result<(), Poison> {
         let Some((covers, file)) = self.flush.take() else { panic!("a flush that was not in flight") };
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.options.planted.has(Bug::FlushErrorIgnored)
+        {
             if self.options.planted.has(Bug::FlushRetried) {
                 self.flush = Some((covers, file));
                 ring.submit(Token::new(room::FLUSH, 0, 0), Op::SyncData { file });

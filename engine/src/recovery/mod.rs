@@ -9,6 +9,8 @@
 //!                 seen now and be gone later.
 //!             V2  Until the superblock with the new epoch, nothing is written: a crash here changes nothing.
 //!             V3  What has a witness is never cut. What has none and is not whole is never served.
+//!             V4  What one start has cut, no later one finds: behind the end that the superblock's epoch began at, a
+//!                 group of an earlier epoch is none, even if padding of a lost RECOVERY group makes it whole.
 //! Ignorant of connections and of what frames mean: a visitor replays them.
 
 pub mod decide;
@@ -436,7 +438,7 @@ impl<'a> Recovery<'a> {
         match Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard) {
             Ok(superblock) => Ok(Some(superblock)),
             // It is durable before the first slot is made, so without slots there was nothing yet.
-            Err(_) if self.slots.is_empty() => Ok(None),
+            Err(_) if self.slots.is_empty() || self.options.planted.has(Bug::DoubtStartsAfresh) => Ok(None),
             Err(corruption) => Err(OpenError::Damaged {
                 row: None,
                 path: path.to_owned(),
@@ -608,7 +610,7 @@ impl<'a> Recovery<'a> {
                 point.lsn = facts.base.plus(FIRST_GROUP);
             }
             skipped_to_scan = false;
-            self.scan_segment(&mut segment, &mut point, durable_claim, &superblock.quarantine)?;
+            self.scan_segment(&mut segment, &mut point, durable_claim, superblock)?;
             self.slots[slot].state = SlotState::InUse;
             let sealed = segment.sealed;
             segments.push_back(segment);
@@ -835,19 +837,23 @@ impl<'a> Recovery<'a> {
         segment: &mut Segment,
         point: &mut ScanPoint,
         durable_claim: Lsn,
-        quarantine: &[(Lsn, Lsn, u64)],
+        superblock: &Superblock,
     ) -> Result<(), OpenError> {
         let facts = segment.facts;
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
         loop {
             while let Some((start, end, chain)) =
-                quarantine.iter().find(|(start, end, _)| *start == point.lsn && end > start)
+                superblock.quarantine.iter().find(|(start, end, _)| *start == point.lsn && end > start)
             {
                 self.report.set_aside.push((*start, *end));
                 self.visitor.gap(*start, *end);
                 point.lsn = *end;
                 point.chain = *chain;
+            }
+            if point.lsn >= superblock.durable_lsn {
+                // V4: the last start let the log end at or before this place.
+                point.epoch = point.epoch.max(superblock.epoch);
             }
             segment.end = point.lsn;
             let position = facts.position(point.lsn);
@@ -971,6 +977,9 @@ impl<'a> Recovery<'a> {
                 .map_err(|corruption| damaged(Some(corruption), "a frame contradicts the ones before it"))?;
             if frame.header.partition.get() != 0 {
                 segment.entries.push(index_entry(frame.header, position + at as u64));
+                if self.options.planted.has(Bug::IndexedTwice) {
+                    segment.entries.push(index_entry(frame.header, position + at as u64));
+                }
             }
             segment.frame_bytes += frame.bytes.len() as u64;
             segment.last_time = segment.last_time.max(frame.header.timestamp.get());

@@ -3,7 +3,7 @@
 use super::decide::Finding;
 use crate::planted::{Bug, Planted};
 use ringmq_format::corruption::{Corruption, Damage};
-use ringmq_format::group::{BodyState, GroupHeader, check_body};
+use ringmq_format::group::{BodyState, GroupHeader, check_body, group_frames};
 use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE};
 use ringmq_format::segment::SegmentFacts;
 use ringmq_format::{Epoch, Lsn};
@@ -65,6 +65,11 @@ pub fn examine(facts: &SegmentFacts, point: &ScanPoint, bytes: &[u8], planted: P
         let (need, found) = (header.total() as u64, bytes.len() as u64);
         return Examined::nothing(Corruption::new("group", "total", Damage::Truncated, need, found));
     };
+    if planted.has(Bug::ZeroCrcIsTheEnd)
+        && group_frames(&header, bytes).any(|(_, frame)| frame.header.payload_crc.get() == 0)
+    {
+        return Examined::nothing(Corruption::new("group", "frames", Damage::Truncated, 1, 0));
+    }
     let (finding, corruption, bad_frames) = match check_body(&header, bytes, facts.incarnation) {
         BodyState::Whole => (Finding::Whole, None, Vec::new()),
         BodyState::PayloadsBad(_) if planted.has(Bug::PayloadCrcUnchecked) => {

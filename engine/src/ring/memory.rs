@@ -78,7 +78,8 @@ fn map(len: usize, arena: bool) -> Option<NonNull<u8>> {
     let base =
         unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags).ok()? };
     let base = NonNull::new(base.cast::<u8>())?;
-    if arena {
+    // A simulated life touches a few pages of its arenas: clearing huge ones would be most of what it costs.
+    if arena && cfg!(not(feature = "sim")) {
         // SAFETY: advice about the mapping just made; failing only costs speed (R1).
         let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
     }

@@ -148,7 +148,8 @@ impl Shard {
     fn capture_topics(&self, capture: &mut Capture) {
         let mut payload = Vec::new();
         let mut items = 0;
-        for topic in self.catalogue.all() {
+        let forgotten = self.options.planted.has(Bug::TopicsForgotten);
+        for topic in self.catalogue.all().filter(|_| !forgotten) {
             topic.encode(&mut payload);
             items += 1;
             if payload.len() >= CHECKPOINT_CHUNK_TARGET {

@@ -205,6 +205,21 @@ impl Harness {
         flat(self.pump_until("time", |own| own.world.now_us() >= until))
     }
 
+    /// One event of the world, or one turn of a shard; whoever steps so sees what was acknowledged at each.
+    pub(crate) fn step_once(&mut self) -> Checked {
+        flat(self.pump())
+    }
+
+    /// One turn of each shard: what was appended is submitted.
+    pub(crate) fn turn_all(&mut self) -> Checked {
+        (0..self.live.len()).try_for_each(|shard| flat(self.tick(shard)))
+    }
+
+    /// Compares what `open` has found with what must and may be there.
+    pub(crate) fn adopt_all(&mut self) -> Checked {
+        (0..self.live.len()).try_for_each(|shard| self.adopt(shard))
+    }
+
     /// Stops the process cleanly; it is gone then.
     pub(crate) fn stop_cleanly(&mut self) -> Checked {
         let result = self.stop();

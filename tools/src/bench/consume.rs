@@ -252,12 +252,14 @@ impl Reader {
                 subscription: handle,
                 offset: part.next,
                 credit: args.credit as u64,
+                group: 0,
             }),
             Mode::Fetch => Request::Fetch(Fetch {
                 handle,
                 offset: part.next,
                 max_bytes: args.credit as u32,
                 max_wait_ms: if follow { FETCH_WAIT_MS } else { 0 },
+                group: 0,
             }),
         };
         self.conn.queue(&request);
@@ -420,6 +422,7 @@ pub(super) fn read_back(
             offset: part.next,
             max_bytes: READ_BACK_BYTES,
             max_wait_ms: 0,
+            group: 0,
         };
         conn.queue(&Request::Fetch(fetch));
         conn.flush_all()?;

@@ -559,7 +559,7 @@ impl Raw {
     pub(crate) fn read_all(&mut self, handle: u32) -> Vec<(u64, Vec<u8>)> {
         let (mut offset, mut found) = (0, Vec::new());
         loop {
-            let fetch = Fetch { handle, offset, max_bytes: 4 << 20, max_wait_ms: 0 };
+            let fetch = Fetch { handle, offset, max_bytes: 4 << 20, max_wait_ms: 0, group: 0 };
             let answer = self.ask(&Request::Fetch(fetch));
             let Response::Fetched(fields) = answer.response() else {
                 panic!("FETCH at {offset}: {:?}", answer.response())

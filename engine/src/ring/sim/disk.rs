@@ -9,6 +9,9 @@
 //! have in common.
 
 mod crash;
+mod subset;
+
+pub use subset::CrashPoint;
 
 use super::config::Fresh;
 use super::rng::Rng;

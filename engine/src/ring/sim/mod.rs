@@ -30,7 +30,7 @@ mod rng;
 mod state;
 
 pub use config::{ClockConfig, CrashModel, DiskConfig, DiskFaults, Fresh, Latency, NetConfig, SimConfig};
-pub use disk::DiskImage;
+pub use disk::{CrashPoint, DiskImage};
 pub use fault::{Fault, Harm, OpKind};
 pub use net::ClientSocket;
 pub use ring::{SimDoorbell, SimRing};
@@ -204,6 +204,16 @@ impl World {
     /// that one run gives as many crashes as are wanted.
     pub fn crashed_image(&self, node: impl Into<NodeId>, crash_seed: u64) -> DiskImage {
         DiskImage(self.state_mut().crashed_disk(node.into(), crash_seed))
+    }
+
+    /// From now on each disk event of the node leaves a [`CrashPoint`], for [`World::take_crash_points`].
+    pub fn record_crash_points(&self, node: impl Into<NodeId>, wanted: bool) {
+        self.state_mut().node(node.into()).crash_points = wanted.then(Vec::new);
+    }
+
+    /// Every moment at which the power could have gone off since the last call, one for each disk event.
+    pub fn take_crash_points(&self, node: impl Into<NodeId>) -> Vec<CrashPoint> {
+        self.state_mut().node(node.into()).crash_points.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Puts a disk into a node whose process does not run.

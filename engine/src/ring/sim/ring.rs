@@ -21,8 +21,8 @@ enum Lent {
     Pages(BufRange, Pages),
     /// A send, likewise.
     Bytes(BufRange, Rc<Vec<u8>>),
-    /// A read or receive: filled with this byte until it completes.
-    Into(BufRange, u8),
+    /// A read or receive: its first bytes are this one until it completes.
+    Into(BufRange, usize, u8),
     /// One that will be refused.
     Refused(BufRange),
 }
@@ -30,7 +30,7 @@ enum Lent {
 impl Lent {
     fn range(&self) -> BufRange {
         match *self {
-            Self::Pages(range, _) | Self::Bytes(range, _) | Self::Into(range, _) | Self::Refused(range) => {
+            Self::Pages(range, _) | Self::Bytes(range, _) | Self::Into(range, ..) | Self::Refused(range) => {
                 range
             }
         }
@@ -137,9 +137,11 @@ impl SimRing {
                     Lent::Bytes(range, bytes)
                 }
                 _ => {
+                    // Behind the end of a file nothing can come, and reads of whole windows would cost the most.
+                    let can_come = world.can_come(self.id, &op).min(range.len());
                     let scribble = 0xa1 + (id % 89) as u8;
-                    memory.bytes_mut(range).fill(scribble);
-                    Lent::Into(range, scribble)
+                    memory.bytes_mut(range)[..can_come].fill(scribble);
+                    Lent::Into(range, can_come, scribble)
                 }
             };
             self.lent.insert(id, lent);
@@ -161,9 +163,9 @@ impl SimRing {
                     let same = memory.bytes(range) == &bytes[..];
                     assert!(same, "buffer changed while lent: {range:?} of a send"); // W3
                 }
-                Lent::Into(_, scribble) => {
+                Lent::Into(_, can_come, scribble) => {
                     let bytes = memory.bytes_mut(range);
-                    let same = bytes.iter().step_by(61).all(|byte| byte == scribble);
+                    let same = bytes[..*can_come].iter().step_by(61).all(|byte| byte == scribble);
                     assert!(same, "buffer changed while lent: {range:?} of a read"); // W3
                     match &delivered.data {
                         Data::None => {}

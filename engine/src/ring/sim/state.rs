@@ -5,7 +5,7 @@ mod ops;
 pub(super) use ops::{Flight, Work};
 
 use super::config::{ClockConfig, DiskFaults, SimConfig};
-use super::disk::{Disk, DiskImage, InFlight, Page, Pages, normal};
+use super::disk::{CrashPoint, Disk, DiskImage, InFlight, PAGE, Page, Pages, normal};
 use super::fault::{Armed, Harm};
 use super::net::{Conn, Listener, Socket};
 use super::rng::{Rng, splitmix};
@@ -139,6 +139,8 @@ pub(super) struct Node {
     drift_ppm: i64,
     ends_at: Option<(u64, Ending)>,
     locks: BTreeMap<PathBuf, RingId>,
+    /// One for each disk event, while they are wanted.
+    pub(super) crash_points: Option<Vec<CrashPoint>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -226,6 +228,7 @@ impl State {
                 drift_ppm,
                 ends_at: None,
                 locks: BTreeMap::new(),
+                crash_points: None,
             }
         })
     }
@@ -439,6 +442,15 @@ impl State {
         Ok(FileFacts { size: file.size, dio_align, extent_edges })
     }
 
+    /// Bytes that an op may bring at most: the rest of a file, with a page behind it.
+    pub(super) fn can_come(&self, id: RingId, op: &Op) -> usize {
+        let Op::Read { file, position, .. } = *op else { return usize::MAX };
+        let Ok(open) = self.open_file(id, file.0) else { return PAGE };
+        let node = self.nodes.get(&self.ring(id).node);
+        let size = node.and_then(|node| node.disk.file(open.ino).ok()).map_or(0, |file| file.size);
+        size.saturating_sub(position).next_multiple_of(PAGE as u64) as usize + PAGE
+    }
+
     fn open_file(&self, id: RingId, file: u32) -> Result<&OpenFile, Errno> {
         self.ring(id).files.get(file as usize).and_then(Option::as_ref).ok_or(Errno(libc::EBADF))
     }
@@ -458,7 +470,7 @@ impl State {
     }
 
     /// What is in flight for a node's disk, of one ring or all.
-    fn in_flight(&self, node: NodeId, ring: Option<RingId>) -> Vec<InFlight> {
+    pub(super) fn in_flight(&self, node: NodeId, ring: Option<RingId>) -> Vec<InFlight> {
         let here = |flight: &Flight| {
             self.ring(flight.ring).node == node
                 && ring.is_none_or(|ring| ring == flight.ring)

@@ -2,7 +2,7 @@
 
 use super::{Data, Delivered, Event, MIX, OpenFile, Payload, Queued, State, hash, place};
 use crate::ring::sim::config::DiskFaults;
-use crate::ring::sim::disk::{PAGE, Page, Pages, SECTOR, normal};
+use crate::ring::sim::disk::{CrashPoint, PAGE, Page, Pages, SECTOR, normal};
 use crate::ring::sim::fault::{Harm, OpKind};
 use crate::ring::sim::rng::Rng;
 use crate::ring::sim::{NodeId, RingId};
@@ -294,6 +294,11 @@ impl State {
 
     /// Counts, and pulls the plug when it was asked for at this event.
     fn disk_event(&mut self, node: NodeId) {
+        if self.node(node).crash_points.is_some() {
+            let in_flight = self.in_flight(node, None);
+            let point = CrashPoint::new(&self.node(node).disk, &in_flight);
+            self.node(node).crash_points.get_or_insert_default().push(point);
+        }
         let state = self.node(node);
         state.io_events += 1;
         if let Some((at, ending)) = state.ends_at

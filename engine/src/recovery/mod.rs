@@ -749,11 +749,13 @@ impl Recovery<'_> {
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
         loop {
-            if let Some((_, end, chain)) = superblock.quarantine.iter().find(|(start, ..)| *start == point.lsn) {
+            if let Some((_, end, chain)) =
+                superblock.quarantine.iter().find(|(start, ..)| *start == point.lsn)
+            {
                 point.lsn = *end;
                 point.chain = *chain;
             }
-            if point.lsn >= superblock.durable_lsn {
+            if point.lsn >= superblock.durable_lsn && !self.options.planted.has(Bug::CutForgotten) {
                 // V4: the last start let the log end at or before this place.
                 point.epoch = point.epoch.max(superblock.epoch);
             }

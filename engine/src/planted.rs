@@ -48,6 +48,8 @@ pub enum Bug {
     ShortWriteUnaligned,
     /// Index entries of frames that are read again after a start are entered twice.
     IndexedTwice,
+    /// A start takes a group that an earlier one has cut, once it is whole.
+    CutForgotten,
 }
 
 /// Which bug is planted, if any.

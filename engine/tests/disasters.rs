@@ -446,3 +446,28 @@ fn redpanda_4638_starts_again_and_again() {
         Ok(())
     });
 }
+
+/// Ours, found by `proof small`: a group is torn in its padding only and is cut. The next group overwrites it, and a power
+/// loss keeps nothing of that one but its own padding: the cut group is whole, and would be found.
+#[test]
+fn ringmq_a_cut_group_is_made_whole_by_the_padding_of_the_next() {
+    disaster(Bug::CutForgotten, |bug| {
+        let mut harness = shard(bug, as_it_is);
+        send(&mut harness, 3)?;
+        harness.append(0, 0, 0, &frame_with_payload_crc(1))?;
+        harness.live[0].tick();
+        let at = groups(&harness, 0).1;
+        while groups(&harness, 0).1 == at {
+            assert!(harness.world.step(), "the group is written");
+        }
+        harness.world.kill(NODE);
+        harness.bury();
+        let (path, padding) = (path_of("log/000.seg"), at + 4096 - 512);
+        harness.world.poke(NODE, &path, padding, &[0x5a; 512]).unwrap();
+        harness.open().unwrap();
+        harness.adopt_all()?;
+        harness.crash();
+        harness.world.poke(NODE, &path, padding, &[0; 512]).unwrap();
+        start(&mut harness)
+    });
+}

@@ -35,7 +35,7 @@ fn open(handle: u32, topic: &str, partition: u32) -> Request<'_> {
 }
 
 fn fetch(handle: u32, offset: u64) -> Request<'static> {
-    Request::Fetch(Fetch { handle, offset, max_bytes: 1 << 20, max_wait_ms: 0 })
+    Request::Fetch(Fetch { handle, offset, max_bytes: 1 << 20, max_wait_ms: 0, group: 0 })
 }
 
 /// One answer of correlation 0 and operation 0 with this error, then the end.
@@ -375,7 +375,7 @@ fn handles_and_offsets(server: &Server) {
         let mut raw = Raw::greeted(address);
         let (good, latest) = (frame(&[b"one"]), ListOffsets { handle: 5, what: OffsetSpec::Latest });
         let subscribe = |handle, subscription, offset| {
-            Request::Subscribe(Subscribe { handle, subscription, offset, credit: 1 << 20 })
+            Request::Subscribe(Subscribe { handle, subscription, offset, credit: 1 << 20, group: 0 })
         };
         assert_eq!(raw.error(&fetch(5, 0)), ErrorCode::UnknownHandle);
         assert_eq!(raw.error(&Request::ListOffsets(latest)), ErrorCode::UnknownHandle);
@@ -417,10 +417,10 @@ fn handles_and_offsets(server: &Server) {
             assert_eq!(raw.ask(&Request::Unsubscribe(3)).response(), Response::Unsubscribed);
         }
         // What cannot be: no bytes, and the longest wait, dropped with the connection.
-        let empty = Fetch { handle: 1, offset: 0, max_bytes: 0, max_wait_ms: 0 };
+        let empty = Fetch { handle: 1, offset: 0, max_bytes: 0, max_wait_ms: 0, group: 0 };
         assert!(matches!(raw.ask(&Request::Fetch(empty)).response(), Response::Fetched(_)));
         let end = raw.open(1, "t", 0).bounds.visible_end;
-        let forever = Fetch { handle: 1, offset: end, max_bytes: u32::MAX, max_wait_ms: u32::MAX };
+        let forever = Fetch { handle: 1, offset: end, max_bytes: u32::MAX, max_wait_ms: u32::MAX, group: 0 };
         for _ in 0..300 {
             raw.tell(&Request::Fetch(forever));
         }
@@ -539,7 +539,8 @@ fn storm(server: &Server) {
             _ => {
                 let mut raw = Raw::greeted(address);
                 raw.tell(&open(1, "storm", round % 2));
-                let subscribe = Subscribe { handle: 1, subscription: 1, offset: 0, credit: 1 << 30 };
+                let subscribe =
+                    Subscribe { handle: 1, subscription: 1, offset: 0, credit: 1 << 30, group: 0 };
                 raw.tell(&Request::Subscribe(subscribe));
                 let record = frame(&[&[b's'; 1000]]);
                 raw.tell_produce(&[(1, &record), (1, &record)]);
@@ -566,7 +567,7 @@ fn answers_that_nobody_takes_do_not_pile_up() {
         let before = server.resident();
         let mut greedy = Raw::greeted(server.shard(0));
         let forwarded = !greedy.open(handle, "t", handle - 1).partition.0.is_multiple_of(2);
-        let all = Fetch { handle, offset: 0, max_bytes: 16 << 20, max_wait_ms: 0 };
+        let all = Fetch { handle, offset: 0, max_bytes: 16 << 20, max_wait_ms: 0, group: 0 };
         let asked: Vec<_> = (0..ASKED).map(|_| greedy.tell(&Request::Fetch(all))).collect();
         let mut peak = before;
         for _ in 0..40 {

@@ -851,7 +851,7 @@ impl<'a> Recovery<'a> {
                 point.lsn = *end;
                 point.chain = *chain;
             }
-            if point.lsn >= superblock.durable_lsn {
+            if point.lsn >= superblock.durable_lsn && !self.options.planted.has(Bug::CutForgotten) {
                 // V4: the last start let the log end at or before this place.
                 point.epoch = point.epoch.max(superblock.epoch);
             }

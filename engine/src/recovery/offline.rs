@@ -12,7 +12,7 @@ use ringmq_format::group::GroupHeader;
 use ringmq_format::limits::{BLOCK_SIZE, FRAME_ALIGN, FRAME_HEADER_SIZE, QUARANTINE_MAX};
 use ringmq_format::segment::SegmentFacts;
 use ringmq_format::superblock::{SUPERBLOCK_FILE_SIZE, Superblock};
-use ringmq_format::{Epoch, Lsn, PartitionId, SegmentSeq};
+use ringmq_format::{Lsn, PartitionId, SegmentSeq};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -81,7 +81,9 @@ pub fn read_superblock(ring: &mut Ring, options: &OpenOptions) -> Result<Superbl
     with_superblock(ring, options, |_, _, superblock| Ok(superblock.clone()))
 }
 
-/// Changes the superblock, with a new epoch, durably: the one before and the one after.
+/// Changes the superblock, durably: the one before and the one after. What it says counts from the next start on,
+/// which has an epoch of its own. The epoch stays as it is here: by V4 a newer one would make the groups behind the
+/// superblock's `durable_lsn` those of an earlier life.
 pub fn change_superblock(
     ring: &mut Ring,
     options: &OpenOptions,
@@ -91,7 +93,6 @@ pub fn change_superblock(
         let mut after = before.clone();
         change(&mut after);
         after.sequence = before.sequence + 1;
-        after.epoch = Epoch(before.epoch.0 + 1);
         recovery.write_superblock(file, path, &after)?;
         Ok((before.clone(), after))
     })

@@ -153,7 +153,7 @@ impl Scene {
     }
 
     pub(crate) fn fetch(&self, wire: &mut Wire, offset: u64, max_wait_ms: u32) -> u64 {
-        let fetch = Fetch { handle: 1, offset, max_bytes: 1 << 20, max_wait_ms };
+        let fetch = Fetch { handle: 1, offset, max_bytes: 1 << 20, max_wait_ms, group: 0 };
         self.ask(wire, &Request::Fetch(fetch))
     }
 

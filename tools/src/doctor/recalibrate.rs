@@ -38,7 +38,8 @@ pub(super) fn run(data: &Path, dry_run: bool, common: &Common) -> Result<(), Fai
             true => {
                 let changed =
                     change_superblock(&mut offline.ring, options, |block| block.durability = choice);
-                changed.map_err(failed)?.1.epoch.0
+                // What the next start takes: from there on it counts.
+                changed.map_err(failed)?.1.epoch.0 + 1
             }
             false => before.epoch.0,
         };
@@ -53,7 +54,7 @@ pub(super) fn run(data: &Path, dry_run: bool, common: &Common) -> Result<(), Fai
         let what = match (change, dry_run) {
             (false, _) => format!("{from}, as before"),
             (true, true) => format!("{from} → {to}, if this were no dry run"),
-            (true, false) => format!("{from} → {to}, epoch {epoch}"),
+            (true, false) => format!("{from} → {to}, from epoch {epoch} on"),
         };
         screen.line(&format!("{} shard {}: {what}", screen.paint(Ink::Green, "ok  "), options.shard.0))?;
     }

@@ -38,7 +38,7 @@ fn silence_ends_a_connection_unless_something_is_outstanding() {
     let mut pinging = scene.greet(1);
     let mut subscribed = scene.greet(0);
     scene.open(&mut subscribed, 1);
-    let subscribe = Subscribe { handle: 1, subscription: 1, offset: 0, credit: 1 << 20 };
+    let subscribe = Subscribe { handle: 1, subscription: 1, offset: 0, credit: 1 << 20, group: 0 };
     let answer = scene.ask(&mut subscribed, &Request::Subscribe(subscribe));
     assert_eq!(scene.answer(&mut subscribed, answer), Said::Other);
     for _ in 0..4 {

@@ -34,15 +34,12 @@ pub(super) fn run(data: &Path, dry_run: bool, common: &Common) -> Result<(), Fai
     }
     for (options, before) in shards.iter().zip(found) {
         let change = before.durability != choice;
-        let epoch = match change && !dry_run {
-            true => {
-                let changed =
-                    change_superblock(&mut offline.ring, options, |block| block.durability = choice);
-                // What the next start takes: from there on it counts.
-                changed.map_err(failed)?.1.epoch.0 + 1
-            }
-            false => before.epoch.0,
-        };
+        if change && !dry_run {
+            change_superblock(&mut offline.ring, options, |block| block.durability = choice)
+                .map_err(failed)?;
+        }
+        // What is written counts from the next start on.
+        let epoch = before.epoch.0 + 1;
         let (from, to) = (before.durability.name(), choice.name());
         if screen.json {
             screen.object(&json!({

@@ -96,7 +96,7 @@ impl<'a> GroupSettings<'a> {
             _ => Some(GroupStart::parse(head.start, head.start_value.get())?),
         };
         let given = |bit| set & bit != 0;
-        Some(Self {
+        let settings = Self {
             max_attempts: given(MAX_ATTEMPTS).then(|| head.max_attempts.get()),
             backoff_ms: given(BACKOFF).then_some(steps),
             invisible_default_ms: given(INVISIBLE).then(|| head.invisible_default_ms.get()),
@@ -105,10 +105,17 @@ impl<'a> GroupSettings<'a> {
             rate_records: given(RATE_RECORDS).then(|| head.rate_records.get()),
             concurrency: given(CONCURRENCY).then(|| head.concurrency.get()),
             start,
-        })
+        };
+        // What is not given is zero.
+        (!strict || settings.head().as_bytes() == head.as_bytes()).then_some(settings)
     }
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        put(out, &self.head());
+        put(out, self.backoff_ms.unwrap_or_default());
+    }
+
+    fn head(&self) -> GroupSettingsHead {
         let bit = |given: bool, bit| if given { bit } else { 0 };
         let set = bit(self.max_attempts.is_some(), MAX_ATTEMPTS)
             | bit(self.backoff_ms.is_some(), BACKOFF)
@@ -120,22 +127,18 @@ impl<'a> GroupSettings<'a> {
             | bit(self.start.is_some(), START);
         let steps = self.backoff_ms.unwrap_or_default();
         let (start, start_value) = self.start.map_or((0, 0), GroupStart::parts);
-        put(
-            out,
-            &GroupSettingsHead {
-                set: U32::new(set),
-                invisible_default_ms: U32::new(self.invisible_default_ms.unwrap_or(0)),
-                start_value: I64::new(start_value),
-                rate_bytes: U64::new(self.rate_bytes.unwrap_or(0)),
-                rate_records: U32::new(self.rate_records.unwrap_or(0)),
-                concurrency: U32::new(self.concurrency.unwrap_or(0)),
-                max_attempts: U16::new(self.max_attempts.unwrap_or(0)),
-                backoff_steps: U16::new(steps.len() as u16),
-                ordered: u8::from(self.ordered == Some(true)),
-                start,
-                reserved: [0; 10],
-            },
-        );
-        put(out, steps);
+        GroupSettingsHead {
+            set: U32::new(set),
+            invisible_default_ms: U32::new(self.invisible_default_ms.unwrap_or(0)),
+            start_value: I64::new(start_value),
+            rate_bytes: U64::new(self.rate_bytes.unwrap_or(0)),
+            rate_records: U32::new(self.rate_records.unwrap_or(0)),
+            concurrency: U32::new(self.concurrency.unwrap_or(0)),
+            max_attempts: U16::new(self.max_attempts.unwrap_or(0)),
+            backoff_steps: U16::new(steps.len() as u16),
+            ordered: u8::from(self.ordered == Some(true)),
+            start,
+            reserved: [0; 10],
+        }
     }
 }

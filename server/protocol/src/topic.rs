@@ -101,7 +101,7 @@ impl TopicSettings {
         }
         let given = |bit| set & bit != 0;
         let kind = if given(KIND) { Some(TopicKind::parse(wire.kind)?) } else { None };
-        Some(Self {
+        let settings = Self {
             kind,
             partitions: given(PARTITIONS).then(|| wire.partitions.get()),
             retention_ms: given(RETENTION_MS).then(|| wire.retention_ms.get()),
@@ -112,10 +112,16 @@ impl TopicSettings {
             rate_records: given(RATE_RECORDS).then(|| wire.rate_records.get()),
             producer_rate_bytes: given(PRODUCER_RATE).then(|| wire.producer_rate_bytes.get()),
             record_size_max: given(RECORD_SIZE).then(|| wire.record_size_max.get()),
-        })
+        };
+        // What is not given is zero.
+        (!strict || settings.wire().as_bytes() == wire.as_bytes()).then_some(settings)
     }
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        put(out, &self.wire());
+    }
+
+    fn wire(&self) -> TopicSettingsWire {
         let bit = |given: bool, bit| if given { bit } else { 0 };
         let set = bit(self.kind.is_some(), KIND)
             | bit(self.partitions.is_some(), PARTITIONS)
@@ -129,23 +135,20 @@ impl TopicSettings {
             | bit(self.record_size_max.is_some(), RECORD_SIZE);
         let u64_of = |value: Option<u64>| U64::new(value.unwrap_or(0));
         let u32_of = |value: Option<u32>| U32::new(value.unwrap_or(0));
-        put(
-            out,
-            &TopicSettingsWire {
-                set: U32::new(set),
-                partitions: u32_of(self.partitions),
-                retention_ms: u64_of(self.retention_ms),
-                retention_bytes: u64_of(self.retention_bytes),
-                delay_max_ms: u64_of(self.delay_max_ms),
-                ttl_ms: u64_of(self.ttl_ms),
-                rate_bytes: u64_of(self.rate_bytes),
-                rate_records: u32_of(self.rate_records),
-                record_size_max: u32_of(self.record_size_max),
-                producer_rate_bytes: u64_of(self.producer_rate_bytes),
-                kind: self.kind.map_or(0, |kind| kind as u8),
-                reserved: [0; 15],
-            },
-        );
+        TopicSettingsWire {
+            set: U32::new(set),
+            partitions: u32_of(self.partitions),
+            retention_ms: u64_of(self.retention_ms),
+            retention_bytes: u64_of(self.retention_bytes),
+            delay_max_ms: u64_of(self.delay_max_ms),
+            ttl_ms: u64_of(self.ttl_ms),
+            rate_bytes: u64_of(self.rate_bytes),
+            rate_records: u32_of(self.rate_records),
+            record_size_max: u32_of(self.record_size_max),
+            producer_rate_bytes: u64_of(self.producer_rate_bytes),
+            kind: self.kind.map_or(0, |kind| kind as u8),
+            reserved: [0; 15],
+        }
     }
 }
 

@@ -6,8 +6,11 @@
 //!                 checksum.
 //! Ignorant of what requests mean.
 
+use super::groups::GroupPending;
 use super::handles::{Handle, Handles};
+use super::late::LatePending;
 use super::mail::ConnectionKey;
+use super::queues::QueuePending;
 use ringmq_engine::ring::{BufRange, BufferId, Op, Ring, SocketId, Token};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_protocol::HEADER_SIZE;
@@ -45,13 +48,51 @@ pub(super) struct Subscription {
 /// A request that waits for something.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Produce { correlation: u64, outcomes: Vec<ProduceOutcome>, remaining: u32, bytes: usize },
-    Open { correlation: u64, handle: u32, target: Handle },
-    Subscribe { correlation: u64, handle: u32, subscription: u32, tag: u64, offset: u64 },
-    ListOffsets { correlation: u64, handle: u32, latest: Option<bool> },
-    Topic { correlation: u64, op: u8 },
-    Metadata { correlation: u64, names: Vec<(String, Result<TopicEntry, u16>)>, remaining: u32 },
-    Describe { correlation: u64, topic: TopicEntry, first: u32, bounds: Vec<(u64, u64)>, remaining: u32 },
+    Produce {
+        correlation: u64,
+        outcomes: Vec<ProduceOutcome>,
+        remaining: u32,
+        bytes: usize,
+    },
+    Open {
+        correlation: u64,
+        handle: u32,
+        target: Handle,
+    },
+    Subscribe {
+        correlation: u64,
+        handle: u32,
+        subscription: u32,
+        tag: u64,
+        offset: u64,
+    },
+    ListOffsets {
+        correlation: u64,
+        handle: u32,
+        latest: Option<bool>,
+    },
+    Topic {
+        correlation: u64,
+        op: u8,
+    },
+    Metadata {
+        correlation: u64,
+        names: Vec<(String, Result<TopicEntry, u16>)>,
+        remaining: u32,
+    },
+    Describe {
+        correlation: u64,
+        topic: TopicEntry,
+        first: u32,
+        bounds: Vec<(u64, u64)>,
+        remaining: u32,
+    },
+    #[allow(dead_code, reason = "its room is being built")]
+    Group(GroupPending),
+    #[allow(dead_code, reason = "its room is being built")]
+    Queue(QueuePending),
+    #[allow(dead_code, reason = "its room is being built")]
+    Late(LatePending),
 }
 
 /// A PRODUCE that is being carried out: the message stays at the front of the input until it is.

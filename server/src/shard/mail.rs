@@ -4,6 +4,9 @@
 //!                 were admitted, because only answers and notices of admitted work go there.
 //!             M2  A peer that sleeps is rung once a turn, after everything was pushed.
 
+use super::groups::{GroupAnswer, GroupWork};
+use super::late::{LateAnswer, LateWork};
+use super::queues::{QueueAnswer, QueueWork};
 use ringmq_engine::ring::Doorbell;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::{Offset, PartitionId, TopicId};
@@ -85,6 +88,15 @@ pub(super) enum Work {
     },
     /// Shard 0 has told all its topics.
     CatalogueComplete,
+    /// For groups: membership, positions, settings.
+    #[allow(dead_code, reason = "its room is being built")]
+    Group(GroupWork),
+    /// For groups that consume record by record.
+    #[allow(dead_code, reason = "its room is being built")]
+    Queue(QueueWork),
+    /// For transactions, delays and the settings of topics.
+    #[allow(dead_code, reason = "its room is being built")]
+    Late(LateWork),
 }
 
 /// What comes back.
@@ -109,6 +121,12 @@ pub(super) enum Answer {
         /// It is durable there; otherwise nobody knows.
         durable: bool,
     },
+    #[allow(dead_code, reason = "its room is being built")]
+    Group(GroupAnswer),
+    #[allow(dead_code, reason = "its room is being built")]
+    Queue(QueueAnswer),
+    #[allow(dead_code, reason = "its room is being built")]
+    Late(LateAnswer),
 }
 
 impl Work {
@@ -120,6 +138,9 @@ impl Work {
             | Self::OffsetAtTime { partition, .. }
             | Self::Fetch { partition, .. }
             | Self::Subscribe { partition, .. } => Some(*partition),
+            Self::Group(work) => work.partition(),
+            Self::Queue(work) => work.partition(),
+            Self::Late(work) => work.partition(),
             _ => None,
         }
     }

@@ -13,8 +13,11 @@
 
 mod budget;
 mod connection;
+mod groups;
 mod handles;
+mod late;
 pub mod mail;
+mod queues;
 mod readers;
 mod requests;
 mod topics;
@@ -22,7 +25,10 @@ mod topics;
 use crate::limits::DESCRIPTORS_KEPT;
 use budget::Budget;
 use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
+use groups::GroupState;
+use late::LateState;
 use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
+use queues::QueueState;
 use readers::Readers;
 use ringmq_engine::log::room::FOREIGN;
 use ringmq_engine::ring::{Completion, Errno, Op, Ring, SocketId, Token};
@@ -90,6 +96,9 @@ enum AckTarget {
     Topic(ringmq_format::TopicId),
     /// A topic that shard 0 told us.
     TopicEntered { topic: ringmq_format::TopicId, deleted: bool },
+    /// Whatever was asked for: this answer, or the other one when nothing becomes durable any more.
+    #[allow(dead_code, reason = "its users are being built")]
+    Reply { origin: Origin, durable: Box<Answer>, unknown: Box<Answer> },
 }
 
 /// Counts of the server's side, for metrics.
@@ -156,6 +165,9 @@ pub struct ShardServer {
     acks: VecDeque<Ack>,
     readers: Readers,
     topics: Topics,
+    groups: GroupState,
+    queues: QueueState,
+    late: LateState,
     mail: Mailboxes,
     local: VecDeque<Mail>,
     /// Frames of other shards that the log was too busy for, and all that came behind the first of them.
@@ -197,6 +209,9 @@ impl ShardServer {
         Self {
             topics: Topics::new(own, mail.shards()),
             readers: Readers::default(),
+            groups: GroupState::default(),
+            queues: QueueState::default(),
+            late: LateState::default(),
             ring,
             shard,
             own,
@@ -254,7 +269,10 @@ impl ShardServer {
                 + self.deferred.len()
                 + self.early.len()
                 + self.local.len()
-                + self.topics.unfinished(),
+                + self.topics.unfinished()
+                + self.groups.count()
+                + self.queues.count()
+                + self.late.count(),
         }
     }
 
@@ -305,6 +323,9 @@ impl ShardServer {
             || deferred
             || !self.local.is_empty()
             || self.readers.has_ready()
+            || self.groups.has_work()
+            || self.queues.has_work()
+            || self.late.has_work()
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -321,6 +342,9 @@ impl ShardServer {
             .chain(sweep)
             .chain(self.readers.deadline())
             .chain(self.accept_at_us.as_ref().map(|(at, _)| *at))
+            .chain(self.groups.deadline())
+            .chain(self.queues.deadline())
+            .chain(self.late.deadline())
             .min()
     }
 
@@ -342,6 +366,9 @@ impl ShardServer {
         }
         self.turn_acks();
         self.turn_poison();
+        self.turn_groups();
+        self.turn_late();
+        self.turn_queues();
         self.turn_readers();
         self.turn_mail();
         // Pages that readers have asked for and frames that came by mail are submitted before the thread sleeps.
@@ -504,6 +531,9 @@ impl ShardServer {
     /// Nothing more is done for a connection, of this shard or of another.
     fn connection_is_gone(&mut self, shard: u16, key: ConnectionKey) {
         self.readers.remove_connection(shard, key);
+        self.forget_in_groups(shard, key);
+        self.forget_in_queues(shard, key);
+        self.forget_in_late(shard, key);
         for (origin, work) in std::mem::take(&mut self.early) {
             if origin.shard != shard || origin.connection != key {
                 self.early.push((origin, work));
@@ -669,6 +699,7 @@ impl ShardServer {
             }
             AckTarget::Topic(topic) => self.topic_is_durable(topic),
             AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, true),
+            AckTarget::Reply { origin, durable, .. } => self.reply(origin, *durable),
         }
     }
 
@@ -718,6 +749,7 @@ impl ShardServer {
                 }
                 AckTarget::Topic(topic) => self.topic_failed(topic, ErrorCode::OutcomeUnknown),
                 AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, false),
+                AckTarget::Reply { origin, unknown, .. } => self.reply(origin, *unknown),
             }
         }
     }
@@ -777,6 +809,9 @@ impl ShardServer {
                 self.topics.set_complete();
                 self.turn_topics();
             }
+            Work::Group(work) => self.execute_groups(origin, work),
+            Work::Queue(work) => self.execute_queues(origin, work),
+            Work::Late(work) => self.execute_late(origin, work),
         }
     }
 

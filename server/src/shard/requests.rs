@@ -260,23 +260,23 @@ impl ShardServer {
             | Request::LeaveGroup(_)
             | Request::CommitOffsets(_)
             | Request::FetchOffsets(_)
-            | Request::Receive(_)
-            | Request::Ack(_)
-            | Request::ChangeInvisible(_)
-            | Request::EndTransaction(_)
-            | Request::RegisterProducer(_)
-            | Request::ListTimers(_)
-            | Request::ChangeTimer(_)
             | Request::ListGroups(_)
             | Request::DescribeGroup(_)
             | Request::SetGroup(_)
             | Request::ResetGroup(_)
-            | Request::DeleteGroup(_)
-            | Request::AlterTopic(_)
+            | Request::DeleteGroup(_) => self.request_groups(connection, header, request),
+            Request::Receive(_)
+            | Request::Ack(_)
+            | Request::ChangeInvisible(_)
+            | Request::ReplayDeadLetters(_) => self.request_queues(connection, header, request),
+            Request::EndTransaction(_)
+            | Request::RegisterProducer(_)
+            | Request::ListTimers(_)
+            | Request::ChangeTimer(_)
             | Request::ListTransactions(_)
-            | Request::ReplayDeadLetters(_)
             | Request::PeekMessage(_)
-            | Request::TopicStats(_) => Err((ErrorCode::UnknownOp, ErrorCode::UnknownOp.text())),
+            | Request::AlterTopic(_)
+            | Request::TopicStats(_) => self.request_late(connection, header, request),
         }
     }
 
@@ -625,6 +625,12 @@ impl ShardServer {
             self.finish_part(origin.connection, slot, Some((index, outcome)));
             return;
         }
+        let answer = match answer {
+            Answer::Group(answer) => return self.take_groups_answer(origin, answer),
+            Answer::Queue(answer) => return self.take_queues_answer(origin, answer),
+            Answer::Late(answer) => return self.take_late_answer(origin, answer),
+            other => other,
+        };
         let Some(connection) = self.connection(origin.connection) else { return };
         let mut errors = 0;
         match answer {
@@ -664,7 +670,11 @@ impl ShardServer {
                 }
             }
             Answer::Topic(result) => errors = take_topic(connection, slot, index, result),
-            Answer::Appended(..) | Answer::TopicEntered { .. } => {}
+            Answer::Appended(..)
+            | Answer::TopicEntered { .. }
+            | Answer::Group(_)
+            | Answer::Queue(_)
+            | Answer::Late(_) => {}
         }
         self.recharge(origin.connection);
         self.stats.request_errors += errors;

@@ -36,14 +36,18 @@ pub enum ChunkKind {
     Partitions = 3,
     /// [`crate::sidecar::IndexEntry`] of the active segment; only in the checkpoint of a clean stop.
     ActiveIndex = 4,
+    /// [`crate::consumer_group::ConsumerGroup`].
+    Groups = 8,
+    /// [`crate::cursor::CursorChunkHeader`], then items of the kind that it names.
+    Cursors = 9,
 }
 
 impl ChunkKind {
     /// The kind with this number.
     pub fn parse(number: u8) -> Option<Self> {
-        [Self::Segments, Self::Topics, Self::Partitions, Self::ActiveIndex]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        let all =
+            [Self::Segments, Self::Topics, Self::Partitions, Self::ActiveIndex, Self::Groups, Self::Cursors];
+        all.into_iter().find(|kind| *kind as u8 == number)
     }
 }
 

@@ -55,11 +55,13 @@ pub enum FrameKind {
     Ack = 12,
     /// A topic made, changed or deleted.
     Topic = 13,
+    /// A consumer group made, changed or deleted.
+    Group = 15,
 }
 
 impl FrameKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Data,
         Self::Half,
         Self::Delay,
@@ -73,6 +75,7 @@ impl FrameKind {
         Self::Cursor,
         Self::Ack,
         Self::Topic,
+        Self::Group,
     ];
 
     /// The kind with this number.

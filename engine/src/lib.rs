@@ -17,6 +17,7 @@
 //!  recovery    what a crash left -> a log that may be served, or a refusal: `decide` is the table, `scan` the bytes
 //!  partition   dense offsets, places of frames, producers' windows
 //!  catalogue   topics, by id for ever and by name while they live
+//!  cursors     consumer groups, their positions, what they have consumed above them
 //!  reader      cold pages
 //!  shard       all of the above for one core: append, fetch, sidecars, checkpoints, retention, stop
 //! ```
@@ -50,6 +51,7 @@
 //! Longer: `ARCHITECTURE.md` at the root; every byte: `FORMAT.md` beside this package's `Cargo.toml`.
 
 pub mod catalogue;
+pub mod cursors;
 pub mod log;
 pub mod partition;
 pub mod planted;

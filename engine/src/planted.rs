@@ -50,6 +50,8 @@ pub enum Bug {
     IndexedTwice,
     /// A start takes a group that an earlier one has cut, once it is whole.
     CutForgotten,
+    /// Groups and positions are left out of checkpoints.
+    CursorsForgotten,
 }
 
 /// Which bug is planted, if any.

@@ -775,7 +775,7 @@ impl<'a> Recovery<'a> {
                     entries.extend_from_slice(items);
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
-                ChunkKind::Topics | ChunkKind::Partitions => {
+                ChunkKind::Topics | ChunkKind::Partitions | ChunkKind::Groups | ChunkKind::Cursors => {
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
             }

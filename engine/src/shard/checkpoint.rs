@@ -3,6 +3,7 @@
 //! States  idle -[begin]-> capturing -[all chunks taken]-> waiting -[durable >= highest stamp]-> publishing
 //!         -[file durable]-> naming -[superblock durable]-> idle
 
+use super::groups::GroupCapture;
 use super::{Shard, Stopping};
 use crate::log::publish::{Progress, Publish};
 use crate::log::room;
@@ -24,6 +25,7 @@ struct Capture {
     facts: CheckpointFacts,
     bytes: Vec<u8>,
     next_partition: usize,
+    groups: GroupCapture,
     clean: bool,
     done: bool,
 }
@@ -103,8 +105,14 @@ impl Shard {
         };
         self.checkpointing.last_begin = self.log.end();
         self.wants_checkpoint = false;
-        let mut capture =
-            Capture { facts, bytes: vec![0; BLOCK_SIZE], next_partition: 0, clean, done: false };
+        let mut capture = Capture {
+            facts,
+            bytes: vec![0; BLOCK_SIZE],
+            next_partition: 0,
+            groups: GroupCapture::new(),
+            clean,
+            done: false,
+        };
         self.capture_segments(&mut capture);
         self.capture_topics(&mut capture);
         self.checkpointing.step = Step::Capturing(capture);
@@ -162,8 +170,8 @@ impl Shard {
         self.push_chunk(capture, ChunkKind::Topics, (PartitionId(0), PartitionId(0)), items, &payload);
     }
 
-    /// One chunk of partitions.
-    fn capture_partitions(&self, capture: &mut Capture) {
+    /// One chunk of partitions, or of groups and positions when all partitions were taken.
+    fn capture_next(&self, capture: &mut Capture) {
         let mut payload = Vec::new();
         let mut items = 0;
         let mut keys: Option<(PartitionId, PartitionId)> = None;
@@ -183,6 +191,14 @@ impl Shard {
             self.push_chunk(capture, ChunkKind::Partitions, keys, items, &payload);
         }
         if capture.next_partition < self.partitions.len() {
+            return;
+        }
+        if !capture.groups.is_done() {
+            let (kind, chunks) = self.capture_groups(&mut capture.groups);
+            let forgotten = self.options.planted.has(Bug::CursorsForgotten);
+            for (items, payload) in chunks.into_iter().filter(|_| !forgotten) {
+                self.push_chunk(capture, kind, (PartitionId(0), PartitionId(0)), items, &payload);
+            }
             return;
         }
         if capture.clean
@@ -217,7 +233,7 @@ impl Shard {
             }
             Step::Capturing(mut capture) => {
                 if !capture.done {
-                    self.capture_partitions(&mut capture);
+                    self.capture_next(&mut capture);
                 }
                 // What a chunk reflects must be durable before the chunk may be believed.
                 let ahead = self.options.planted.has(Bug::CheckpointAheadOfLog);

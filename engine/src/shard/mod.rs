@@ -10,11 +10,14 @@
 
 mod checkpoint;
 mod fetch;
+mod groups;
 pub mod offline;
 mod replay;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
+use crate::cursors::Cursors;
+use crate::cursors::groups::GroupTable;
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
 use crate::partition::Partition;
@@ -26,6 +29,7 @@ use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
 pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
+pub use groups::CURSORS_PER_FRAME_MAX;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::{Frame, FrameKind, encode};
@@ -119,6 +123,8 @@ pub enum AppendError {
     Fenced,
     /// Nothing is remembered of the producer, and it is not at its beginning.
     ProducerUnknown,
+    /// As much waits as there is room for.
+    TooManyPending,
 }
 
 /// Where a partition begins and ends.
@@ -176,6 +182,8 @@ pub struct Shard {
     /// Frames of the window and of segments without a sidecar.
     frames: FrameIndex,
     catalogue: Catalogue,
+    groups: GroupTable,
+    cursors: Cursors,
     sidecar: Option<SidecarJob>,
     reindex: Option<Reindex>,
     checkpointing: Checkpointing,
@@ -204,7 +212,7 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, frames, catalogue } =
+        let replay::Replayed { mut partitions, frames, catalogue, groups, cursors } =
             replay.finish().map_err(|corruption| undeleted(&open_options, corruption))?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
@@ -236,6 +244,8 @@ impl Shard {
             partitions,
             frames,
             catalogue,
+            groups,
+            cursors,
             sidecar: None,
             reindex: None,
             checkpointing: Checkpointing::after(covered.0, covered.1),
@@ -297,7 +307,7 @@ impl Shard {
     }
 
     fn partition(&self, id: PartitionId) -> Option<&Partition> {
-        self.partitions.get(self.index(id))?.as_ref().filter(|partition| partition.id() == id)
+        partition_of(&self.partitions, self.options.shards, id)
     }
 
     /// Where a partition begins and ends; `None` if it is not here.
@@ -380,6 +390,9 @@ impl Shard {
             self.options.shards,
             entry.clone(),
         );
+        if entry.deleted {
+            groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
+        }
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -562,6 +575,16 @@ impl Shard {
             other => other,
         };
     }
+}
+
+fn partition_of(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> Option<&Partition> {
+    let index = id.0 as usize / usize::from(shards);
+    partitions.get(index)?.as_ref().filter(|partition| partition.id() == id)
+}
+
+/// Whether a partition is among these.
+fn is_here(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> bool {
+    partition_of(partitions, shards, id).is_some()
 }
 
 /// A frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.

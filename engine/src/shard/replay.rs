@@ -1,13 +1,17 @@
 //! What recovery finds, turned into partitions and topics.
 
 use crate::catalogue::Catalogue;
+use crate::cursors::Cursors;
+use crate::cursors::groups::GroupTable;
 use crate::partition::index::FrameIndex;
 use crate::partition::producers::Original;
 use crate::partition::{FrameRef, Partition};
 use crate::recovery::Visitor;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{Chunk, ChunkKind, PartitionItem};
+use ringmq_format::consumer_group::ConsumerGroup;
 use ringmq_format::corruption::{Corruption, Damage};
+use ringmq_format::cursor::{decode_acks, decode_cursors};
 use ringmq_format::frame::{Frame, FrameKind};
 use ringmq_format::sidecar::IndexEntry;
 use ringmq_format::{Lsn, Offset, PartitionId, SegmentSeq, ShardId};
@@ -59,6 +63,8 @@ pub(super) struct Replay<'a> {
     partitions: Vec<Option<Partition>>,
     frames: FrameIndex,
     catalogue: Catalogue,
+    groups: GroupTable,
+    cursors: Cursors,
     /// By the index of the partition.
     reflected: Vec<Reflected>,
     /// By the index of the partition: records that it may have had in ranges set aside, at most, since its last
@@ -71,6 +77,8 @@ pub(super) struct Replayed {
     pub(super) partitions: Vec<Option<Partition>>,
     pub(super) frames: FrameIndex,
     pub(super) catalogue: Catalogue,
+    pub(super) groups: GroupTable,
+    pub(super) cursors: Cursors,
 }
 
 impl<'a> Replay<'a> {
@@ -81,6 +89,8 @@ impl<'a> Replay<'a> {
             partitions: Vec::new(),
             frames: FrameIndex::default(),
             catalogue: Catalogue::default(),
+            groups: GroupTable::default(),
+            cursors: Cursors::default(),
             reflected: Vec::new(),
             lost: Vec::new(),
             progress,
@@ -101,7 +111,13 @@ impl<'a> Replay<'a> {
                 partition.skip_to(partition.next().plus(*lost));
             }
         }
-        Ok(Replayed { partitions: self.partitions, frames: self.frames, catalogue: self.catalogue })
+        Ok(Replayed {
+            partitions: self.partitions,
+            frames: self.frames,
+            catalogue: self.catalogue,
+            groups: self.groups,
+            cursors: self.cursors,
+        })
     }
 
     fn index(&self, id: PartitionId) -> usize {
@@ -115,6 +131,9 @@ impl<'a> Replay<'a> {
     }
 
     fn enter_topic(&mut self, entry: TopicEntry) {
+        if entry.deleted {
+            super::groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
+        }
         enter_topic(&mut self.catalogue, &mut self.partitions, self.shard, self.shards, entry);
         self.reflected.resize(self.partitions.len(), Reflected::Nothing);
     }
@@ -158,6 +177,12 @@ impl Visitor for Replay<'_> {
                     self.expect_topic(entry);
                 }
             }
+            ChunkKind::Groups => {
+                for _ in 0..chunk.items {
+                    self.groups.enter(ConsumerGroup::take(&mut rest)?);
+                }
+            }
+            ChunkKind::Cursors => self.cursors.restore(rest, chunk.items)?,
             ChunkKind::Partitions => {
                 for _ in 0..chunk.items {
                     let item = PartitionItem::take(&mut rest)?;
@@ -201,6 +226,18 @@ impl Visitor for Replay<'_> {
                 let mut payload = frame.payload();
                 let entry = TopicEntry::take(&mut payload)?;
                 self.enter_topic(entry);
+            }
+            FrameKind::Group => self.groups.enter(ConsumerGroup::take(&mut frame.payload())?),
+            FrameKind::Cursor => {
+                let (txn, entries) = decode_cursors(frame.payload())?;
+                let (partitions, shards) = (&self.partitions, self.shards);
+                self.cursors.apply_cursors(lsn, txn, entries, |id| super::is_here(partitions, shards, id));
+            }
+            FrameKind::Ack => {
+                let (partitions, shards) = (&self.partitions, self.shards);
+                for change in decode_acks(frame.payload())? {
+                    self.cursors.apply_ack(lsn, &change, |id| super::is_here(partitions, shards, id));
+                }
             }
             FrameKind::Data => {
                 let id = header.partition();

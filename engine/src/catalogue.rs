@@ -28,6 +28,8 @@ pub enum CatalogueError {
 pub struct Catalogue {
     topics: BTreeMap<TopicId, TopicEntry>,
     by_name: BTreeMap<String, TopicId>,
+    /// By the first partition.
+    by_partition: BTreeMap<PartitionId, TopicId>,
     partitions_end: u32,
 }
 
@@ -62,6 +64,7 @@ impl Catalogue {
     /// replay may do both.
     pub fn enter(&mut self, entry: TopicEntry) {
         self.partitions_end = self.partitions_end.max(entry.first_partition.0 + entry.partitions);
+        self.by_partition.insert(entry.first_partition, entry.topic);
         let known = self.topics.get(&entry.topic);
         if known.is_some_and(|known| known.deleted) {
             return;
@@ -84,6 +87,13 @@ impl Catalogue {
     /// A topic, live or deleted.
     pub fn by_id(&self, topic: TopicId) -> Option<&TopicEntry> {
         self.topics.get(&topic)
+    }
+
+    /// The topic of a partition, live or deleted.
+    pub fn by_partition(&self, partition: PartitionId) -> Option<&TopicEntry> {
+        let (_, topic) = self.by_partition.range(..=partition).next_back()?;
+        let entry = self.topics.get(topic)?;
+        (partition.0 < entry.first_partition.0 + entry.partitions).then_some(entry)
     }
 
     /// Live topics with a name behind `after`, by name.
@@ -127,6 +137,8 @@ mod tests {
         let again = catalogue.plan("a", 1, 0).unwrap();
         assert_eq!((again.topic, again.first_partition), (TopicId(2), PartitionId(4)));
         catalogue.enter(again);
+        let of = |id| catalogue.by_partition(PartitionId(id)).map(|topic| topic.topic.0);
+        assert_eq!([0, 1, 3, 4, 5].map(of), [None, Some(1), Some(1), Some(2), None]);
         assert_eq!(catalogue.live_after("").count(), 1);
         assert_eq!(catalogue.live_after("a").count(), 0);
     }

@@ -850,6 +850,7 @@ pub(super) fn append_failure(error: AppendError) -> ProduceOutcome {
         AppendError::Fenced => (ErrorCode::ProducerFenced, 0),
         AppendError::TooManyInFlight => (ErrorCode::TooManyInFlight, 0),
         AppendError::ProducerUnknown => (ErrorCode::ProducerUnknown, 0),
+        AppendError::TooManyPending => (ErrorCode::TooManyPending, 0),
     };
     ProduceOutcome::failed(code, retry_after_ms)
 }

@@ -1,5 +1,8 @@
 //! Consumer groups: who is a member, what is assigned to whom, where each group stands.
 
+#[allow(dead_code)]
+mod membership;
+
 use super::ShardServer;
 use super::connection::Connection;
 use super::mail::{ConnectionKey, Origin};

@@ -121,16 +121,6 @@ pub struct CursorItem {
     pub partition: U32,
 }
 
-/// A position that takes effect with a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub struct PendingCursorItem {
-    /// The transaction.
-    pub txn: U128,
-    /// The position.
-    pub entry: CursorEntry,
-}
-
 const _: () = {
     assert!(size_of::<CursorHeader>() == 24);
     assert!(size_of::<CursorEntry>() == 24);
@@ -139,7 +129,6 @@ const _: () = {
     assert!(size_of::<AckRange>() == 16);
     assert!(size_of::<RetryEntry>() == 24);
     assert!(size_of::<CursorItem>() == 32);
-    assert!(size_of::<PendingCursorItem>() == 40);
 };
 
 /// What the items of a chunk of kind Cursors are. Numbers are for ever.
@@ -150,8 +139,6 @@ pub enum CursorChunkKind {
     Positions = 1,
     /// An LSN of 8 bytes and an ACK entry that replaces.
     Acks = 2,
-    /// [`PendingCursorItem`]s.
-    Pending = 3,
 }
 
 impl CursorChunkKind {
@@ -159,7 +146,7 @@ impl CursorChunkKind {
     pub fn take(bytes: &mut &[u8]) -> Result<Self, Corruption> {
         let header: CursorChunkHeader = take(bytes, "chunk header")?;
         demand_zero(WHAT, "reserved", &header.reserved)?;
-        [Self::Positions, Self::Acks, Self::Pending]
+        [Self::Positions, Self::Acks]
             .into_iter()
             .find(|kind| *kind as u8 == header.what)
             .ok_or_else(|| field("what", u64::from(header.what)))

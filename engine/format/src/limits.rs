@@ -75,10 +75,8 @@ pub const BACKOFF_STEPS_MAX: usize = 64;
 pub const ACK_SPAN_MAX: u64 = 1_000_000;
 /// Bytes of what a group has consumed above its position in a partition, as it stands in a checkpoint.
 pub const ACK_STATE_SIZE_MAX: usize = 64 << 10;
-/// Positions of one transaction on one shard, and of all open transactions there.
-pub const TRANSACTION_CURSORS_MAX: usize = 16_384;
-/// See [`TRANSACTION_CURSORS_MAX`].
-pub const PENDING_CURSORS_MAX: usize = 1 << 20;
+/// Positions of groups in one transaction, on one shard.
+pub const TRANSACTION_POSITIONS_MAX: usize = 4_096;
 
 /// Unanswered produce frames per producer and partition; also the window in which a repeat is recognised.
 /// Kafka's number.

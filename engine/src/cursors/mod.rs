@@ -1,10 +1,10 @@
-//! Consumer groups and how far they are: positions of groups and of broadcast instances, what queue groups have
-//! consumed above theirs, positions that wait for a transaction.
+//! Consumer groups and how far they are: positions of groups and of broadcast instances, and what queue groups have
+//! consumed above theirs. Positions that wait for a transaction are in [`crate::late`] until it is committed.
 //!
 //! Invariants  C1  Replay converges: each position remembers the LSN that changed it last, and a frame before that
 //!                 changes nothing. So every frame from any earlier place on may be replayed onto a checkpoint.
-//!             C2  A checkpoint takes positions that wait for a transaction first: one that ends meanwhile is found
-//!                 among these or among the positions. A position and what lies above it are taken in one turn.
+//!             C2  A checkpoint takes transactions before positions: those of one that ends meanwhile are found with
+//!                 it or here. A position and what lies above it are taken in one turn.
 //!             C3  What is known above a position lies above it, and its ranges neither touch nor overlap.
 //!             C4  A position costs 32 bytes and its share of a leaf: there are millions.
 //! Ignorant of who asks, of members and of what a group's settings mean.
@@ -18,16 +18,10 @@ mod tests;
 use acks::AckState;
 use leaves::{Leaves, Slot};
 use ringmq_format::corruption::{Corruption, Damage};
-use ringmq_format::cursor::{
-    AckChange, CursorChange, CursorChunkKind, CursorEntry, CursorItem, CursorKey, PendingCursorItem,
-};
-use ringmq_format::limits::{
-    ACK_SPAN_MAX, ACK_STATE_SIZE_MAX, CHECKPOINT_CHUNK_TARGET, PENDING_CURSORS_MAX, TRANSACTION_CURSORS_MAX,
-};
+use ringmq_format::cursor::{AckChange, CursorChange, CursorChunkKind, CursorItem, CursorKey};
+use ringmq_format::limits::{ACK_SPAN_MAX, ACK_STATE_SIZE_MAX, CHECKPOINT_CHUNK_TARGET};
 use ringmq_format::{GroupId, Lsn, Offset, PartitionId};
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
-use zerocopy::little_endian::U128;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where somebody stands.
@@ -44,15 +38,11 @@ pub struct Position {
 pub struct Cursors {
     positions: Leaves,
     acks: BTreeMap<(GroupId, PartitionId), AckState>,
-    pending: BTreeMap<u128, BTreeMap<CursorKey, Offset>>,
-    pending_count: usize,
 }
 
 /// How far a checkpoint has come with the table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CursorCapture {
-    /// Transactions above this one are next.
-    Pending(Option<u128>),
     /// Positions above this one are next.
     Positions(Option<CursorKey>),
     /// All were taken.
@@ -91,29 +81,12 @@ impl Cursors {
 
     /// None at all.
     pub fn is_empty(&self) -> bool {
-        self.positions.is_empty() && self.pending.is_empty()
+        self.positions.is_empty()
     }
 
     /// Bytes that positions take in memory, without what lies above them.
     pub fn memory(&self) -> usize {
         self.positions.memory()
-    }
-
-    /// Positions that wait for a transaction.
-    pub fn pending(&self, txn: u128) -> impl Iterator<Item = CursorChange> {
-        let kept = self.pending.get(&txn).into_iter().flatten();
-        kept.map(|(key, offset)| CursorChange { key: *key, offset: Some(*offset) })
-    }
-
-    /// How many these are.
-    pub fn pending_count(&self, txn: u128) -> usize {
-        self.pending.get(&txn).map_or(0, BTreeMap::len)
-    }
-
-    /// Whether a transaction may have so many positions more.
-    pub fn takes_pending(&self, txn: u128, more: usize) -> bool {
-        self.pending_count(txn) + more <= TRANSACTION_CURSORS_MAX
-            && self.pending_count + more <= PENDING_CURSORS_MAX
     }
 
     /// Whether what is known of the partition would keep its bounds.
@@ -133,23 +106,16 @@ impl Cursors {
         state.size() <= ACK_STATE_SIZE_MAX && state.span(watermark) <= ACK_SPAN_MAX
     }
 
-    /// Takes the entries of a CURSOR frame.
-    pub(crate) fn apply_cursors<'a>(
+    /// Takes positions that the frame at `lsn` sets, by itself or by committing their transaction.
+    pub(crate) fn apply_cursors(
         &mut self,
         lsn: Lsn,
-        txn: u128,
-        entries: impl IntoIterator<Item = &'a CursorEntry>,
+        changes: impl IntoIterator<Item = CursorChange>,
         is_known: impl Fn(PartitionId) -> bool,
     ) {
-        for entry in entries {
-            let change = CursorChange::from(*entry);
-            if !is_known(change.key.partition) {
-                continue;
-            }
-            if txn == 0 {
+        for change in changes {
+            if is_known(change.key.partition) {
                 self.set(lsn, change);
-            } else {
-                self.keep(txn, change);
             }
         }
     }
@@ -166,32 +132,6 @@ impl Cursors {
         if key.instance == 0 {
             self.acks.remove(&(key.group, key.partition));
         }
-    }
-
-    /// Keeps a position until its transaction ends; the last one of a key counts. A transaction forgets none: what
-    /// it had set might come again at replay (C1).
-    fn keep(&mut self, txn: u128, change: CursorChange) {
-        let Some(offset) = change.offset else { return };
-        let kept = self.pending.entry(txn).or_default();
-        self.pending_count += usize::from(kept.insert(change.key, offset).is_none());
-    }
-
-    /// The transaction is committed by the frame at `lsn`. Nothing may be kept for it any more.
-    pub fn commit(&mut self, txn: u128, lsn: Lsn) {
-        for (key, offset) in self.take_pending(txn) {
-            self.set(lsn, CursorChange { key, offset: Some(offset) });
-        }
-    }
-
-    /// The transaction is void. Nothing may be kept for it any more.
-    pub fn abort(&mut self, txn: u128) {
-        self.take_pending(txn);
-    }
-
-    fn take_pending(&mut self, txn: u128) -> BTreeMap<CursorKey, Offset> {
-        let changes = self.pending.remove(&txn).unwrap_or_default();
-        self.pending_count -= changes.len();
-        changes
     }
 
     /// Takes an entry of an ACK frame.
@@ -223,11 +163,6 @@ impl Cursors {
     fn retain(&mut self, keeps: impl Fn(CursorKey) -> bool) {
         self.positions.retain(|slot| keeps(slot.key()));
         self.acks.retain(|(group, partition), _| keeps(CursorKey::shared(*group, *partition)));
-        self.pending.retain(|_, changes| {
-            changes.retain(|key, _| keeps(*key));
-            !changes.is_empty()
-        });
-        self.pending_count = self.pending.values().map(BTreeMap::len).sum();
     }
 
     // -- checkpoints ---------------------------------------------------------------------------------------
@@ -236,22 +171,6 @@ impl Cursors {
     pub(crate) fn capture(&self, capture: &mut CursorCapture) -> Vec<(u32, Vec<u8>)> {
         let full = |out: &ChunkItems| out.bytes.len() >= CHECKPOINT_CHUNK_TARGET;
         match *capture {
-            CursorCapture::Pending(after) => {
-                let mut pending = ChunkItems::default();
-                *capture = CursorCapture::Positions(None);
-                for (txn, changes) in self.pending.range((after.map_or(Unbounded, Excluded), Unbounded)) {
-                    for (key, offset) in changes {
-                        let entry = CursorChange { key: *key, offset: Some(*offset) }.into();
-                        let item = PendingCursorItem { txn: U128::new(*txn), entry };
-                        pending.add(CursorChunkKind::Pending).extend_from_slice(item.as_bytes());
-                    }
-                    if full(&pending) {
-                        *capture = CursorCapture::Pending(Some(*txn));
-                        break;
-                    }
-                }
-                pending.chunk().into_iter().collect()
-            }
             CursorCapture::Positions(after) => {
                 let (mut positions, mut acks) = (ChunkItems::default(), ChunkItems::default());
                 *capture = CursorCapture::Done;
@@ -284,12 +203,6 @@ impl Cursors {
         let kind = CursorChunkKind::take(&mut bytes)?;
         for _ in 0..items {
             match kind {
-                CursorChunkKind::Pending => {
-                    let (item, rest) =
-                        PendingCursorItem::read_from_prefix(bytes).map_err(|_| short(bytes.len()))?;
-                    self.keep(item.txn.get(), item.entry.into());
-                    bytes = rest;
-                }
                 CursorChunkKind::Positions => {
                     let (item, rest) = CursorItem::read_from_prefix(bytes).map_err(|_| short(bytes.len()))?;
                     let offset = Some(Offset(item.offset.get()));

@@ -162,6 +162,7 @@ impl Visitor for Nobody {
         Ok(())
     }
 
+    fn segment(&mut self, _: Lsn) {}
     fn gap(&mut self, _: Lsn, _: Lsn) {}
 
     fn frame(&mut self, _: Lsn, _: &ringmq_format::frame::Frame<'_>) -> Result<(), Corruption> {
@@ -299,6 +300,7 @@ impl Recovery<'_> {
                     match header.kind() {
                         FrameKind::Topic => found.topics += 1,
                         FrameKind::Group | FrameKind::Cursor | FrameKind::Ack => found.groups += 1,
+                        kind if !kind.has_offsets() => {}
                         _ => {
                             let known = found.partitions.entry(header.partition()).or_default();
                             known.0 += 1;

@@ -5,6 +5,7 @@
 
 use super::groups::GroupCapture;
 use super::{Shard, Stopping};
+use crate::late::CaptureCursor;
 use crate::log::publish::{Progress, Publish};
 use crate::log::room;
 use crate::planted::Bug;
@@ -26,6 +27,8 @@ struct Capture {
     bytes: Vec<u8>,
     next_partition: usize,
     groups: GroupCapture,
+    /// How far it is with what waits, once the partitions are taken.
+    late: Option<CaptureCursor>,
     clean: bool,
     done: bool,
 }
@@ -110,6 +113,7 @@ impl Shard {
             bytes: vec![0; BLOCK_SIZE],
             next_partition: 0,
             groups: GroupCapture::new(),
+            late: None,
             clean,
             done: false,
         };
@@ -170,8 +174,8 @@ impl Shard {
         self.push_chunk(capture, ChunkKind::Topics, (PartitionId(0), PartitionId(0)), items, &payload);
     }
 
-    /// One chunk of partitions, or of groups and positions when all partitions were taken.
-    fn capture_next(&self, capture: &mut Capture) {
+    /// One chunk of partitions.
+    fn capture_partitions(&self, capture: &mut Capture) {
         let mut payload = Vec::new();
         let mut items = 0;
         let mut keys: Option<(PartitionId, PartitionId)> = None;
@@ -190,9 +194,29 @@ impl Shard {
         if let Some(keys) = keys {
             self.push_chunk(capture, ChunkKind::Partitions, keys, items, &payload);
         }
-        if capture.next_partition < self.partitions.len() {
+        if capture.next_partition >= self.partitions.len() {
+            capture.late = Some(CaptureCursor::default());
+        }
+    }
+
+    /// One chunk of what waits, what became of it, and where bodies are; at the end of a quiet log also of the active
+    /// segment's index.
+    fn capture_late(&self, capture: &mut Capture, mut cursor: CaptureCursor) {
+        let planted = self.options.planted;
+        if let Some((kind, items, payload)) = self.late.capture(&mut cursor) {
+            capture.late = Some(cursor);
+            let forgotten = match kind {
+                ChunkKind::Pending => planted.has(Bug::PendingForgotten),
+                ChunkKind::Bodies => planted.has(Bug::BodiesForgotten),
+                ChunkKind::EndedTimers | ChunkKind::EndedTransactions => planted.has(Bug::EndsForgotten),
+                _ => false,
+            };
+            if items > 0 && !forgotten {
+                self.push_chunk(capture, kind, (PartitionId(0), PartitionId(0)), items, &payload);
+            }
             return;
         }
+        // Behind transactions, whose positions take effect when they are committed.
         if !capture.groups.is_done() {
             let (kind, chunks) = self.capture_groups(&mut capture.groups);
             let forgotten = self.options.planted.has(Bug::CursorsForgotten);
@@ -232,8 +256,10 @@ impl Shard {
                 }
             }
             Step::Capturing(mut capture) => {
-                if !capture.done {
-                    self.capture_next(&mut capture);
+                match capture.late {
+                    _ if capture.done => {}
+                    None => self.capture_partitions(&mut capture),
+                    Some(cursor) => self.capture_late(&mut capture, cursor),
                 }
                 // What a chunk reflects must be durable before the chunk may be believed.
                 let ahead = self.options.planted.has(Bug::CheckpointAheadOfLog);

@@ -2,16 +2,18 @@
 //!
 //! What a look-up answers may not be durable yet; [`crate::cursors::Position::lsn`] says where it stands in the log.
 
-use super::{AppendError, Shard, Stopping};
+use super::{AppendError, Bound, LateError, NewBind, Shard, Stopping};
 use crate::cursors::{CursorCapture, Cursors, groups::GroupTable};
-use crate::log::Refused;
+use crate::late::Position;
 use crate::ring::Ring;
 use ringmq_format::checkpoint::ChunkKind;
 use ringmq_format::consumer_group::ConsumerGroup;
-use ringmq_format::cursor::{AckChange, CursorChange, CursorEntry, encode_acks, encode_cursors};
+use ringmq_format::cursor::{AckChange, CursorChange, CursorKey, encode_acks, encode_cursors};
 use ringmq_format::frame::{Frame, FrameKind, encode};
-use ringmq_format::limits::{CHECKPOINT_CHUNK_TARGET, frame_size_max};
-use ringmq_format::{GroupId, Lsn, PartitionId};
+use ringmq_format::limits::{
+    CHECKPOINT_CHUNK_TARGET, FRAME_HEADER_SIZE, TRANSACTION_POSITIONS_MAX, frame_size_max,
+};
+use ringmq_format::{GroupId, Lsn, Offset, PartitionId};
 
 /// Positions of one call of [`Shard::log_cursors`].
 pub const CURSORS_PER_FRAME_MAX: usize = 16_384;
@@ -26,7 +28,7 @@ pub(super) struct GroupCapture {
 
 impl GroupCapture {
     pub(super) fn new() -> Self {
-        Self { groups: Some(GroupId(0)), cursors: CursorCapture::Pending(None) }
+        Self { groups: Some(GroupId(0)), cursors: CursorCapture::Positions(None) }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -49,14 +51,14 @@ impl Shard {
     pub fn log_group(&mut self, ring: &mut Ring, entry: &ConsumerGroup) -> Result<Lsn, AppendError> {
         let mut payload = Vec::new();
         entry.encode(&mut payload);
-        let (_, end) = self.log_state(ring, FrameKind::Group, 1, &payload)?;
+        let (_, end) = self.log_state(ring, FrameKind::Group, 1, 0, &payload)?;
         self.groups.enter(entry.clone());
         Ok(end)
     }
 
     /// Logs positions, at most [`CURSORS_PER_FRAME_MAX`], in one frame, and enters them: at once, or (`txn` is not 0)
-    /// when that transaction is committed here. Those of partitions that are not here are logged and change nothing.
-    /// Answers where it is durable.
+    /// when that transaction is committed here; a transaction forgets no position. Those of partitions that are not
+    /// here are logged and change nothing. Answers where it is durable.
     pub fn log_cursors(
         &mut self,
         ring: &mut Ring,
@@ -66,15 +68,41 @@ impl Shard {
         if changes.len() > CURSORS_PER_FRAME_MAX {
             return Err(AppendError::TooLarge);
         }
-        if txn != 0 && !self.cursors.takes_pending(txn, changes.len()) {
-            return Err(AppendError::TooManyPending);
+        if txn != 0 {
+            self.takes_positions(txn, changes)?;
         }
+        let time_ms = if txn == 0 { 0 } else { ring.now().wall_ms };
         let payload = encode_cursors(txn, changes);
-        let (lsn, end) = self.log_state(ring, FrameKind::Cursor, changes.len() as u32, &payload)?;
-        let entries: Vec<CursorEntry> = changes.iter().map(|change| (*change).into()).collect();
-        let (partitions, shards) = (&self.partitions, self.options.shards);
-        self.cursors.apply_cursors(lsn, txn, &entries, |id| super::is_here(partitions, shards, id));
+        let (lsn, end) = self.log_state(ring, FrameKind::Cursor, changes.len() as u32, time_ms, &payload)?;
+        if txn == 0 {
+            let (partitions, shards) = (&self.partitions, self.options.shards);
+            self.cursors
+                .apply_cursors(lsn, changes.iter().copied(), |id| super::is_here(partitions, shards, id));
+        } else {
+            self.late.add_positions(txn, "", time_ms, &waiting_positions(changes));
+        }
         Ok(end)
+    }
+
+    fn takes_positions(&self, txn: u128, changes: &[CursorChange]) -> Result<(), AppendError> {
+        if self.late.resolution(txn).is_some() {
+            return Err(AppendError::TransactionEnded);
+        }
+        if self.late.is_frozen(txn) {
+            return Err(AppendError::TransactionEnding);
+        }
+        let known = self.late.transaction(txn).map_or(0, |part| part.positions.len());
+        if known + changes.len() > TRANSACTION_POSITIONS_MAX {
+            return Err(AppendError::TransactionTooLarge);
+        }
+        Ok(())
+    }
+
+    /// Positions of groups take effect with the frame at `lsn`, which commits the transaction that they belong to.
+    pub(super) fn apply_positions(&mut self, lsn: Lsn, positions: &[Position]) {
+        let (partitions, shards) = (&self.partitions, self.options.shards);
+        let changes = positions.iter().map(change_of);
+        self.cursors.apply_cursors(lsn, changes, |id| super::is_here(partitions, shards, id));
     }
 
     /// Logs what groups have consumed, in one frame, and enters it; each entry adds to what is known unless it
@@ -84,13 +112,35 @@ impl Shard {
         if !changes.iter().all(|change| self.cursors.takes_ack(change)) {
             return Err(AppendError::TooLarge);
         }
-        let (lsn, end) = self.log_state(ring, FrameKind::Ack, changes.len() as u32, &encode_acks(changes))?;
+        let (lsn, end) =
+            self.log_state(ring, FrameKind::Ack, changes.len() as u32, 0, &encode_acks(changes))?;
         self.enter_acks(lsn, changes);
         Ok(end)
     }
 
+    /// Binds bodies and logs what groups have consumed with that, all in one group of the log: what becomes a dead
+    /// letter counts as consumed at its origin with the same write. Bounds as in [`Shard::log_acks`].
+    pub fn bind_with_acks(
+        &mut self,
+        ring: &mut Ring,
+        binds: &[NewBind],
+        changes: &[AckChange],
+    ) -> Result<Bound, LateError> {
+        let payload = encode_acks(changes);
+        let fits = payload.len() + FRAME_HEADER_SIZE <= frame_size_max(self.options.segment_size);
+        if !fits || !changes.iter().all(|change| self.cursors.takes_ack(change)) {
+            return Err(LateError::TooLarge);
+        }
+        let frame = encode(FrameKind::Ack, changes.len() as u32, &payload);
+        let bound = self.bind(ring, binds, Some(&frame))?;
+        if let Some(lsn) = bound.also {
+            self.enter_acks(lsn, changes);
+        }
+        Ok(bound)
+    }
+
     /// Enters what an ACK frame says that was logged at `lsn`.
-    pub(super) fn enter_acks(&mut self, lsn: Lsn, changes: &[AckChange]) {
+    fn enter_acks(&mut self, lsn: Lsn, changes: &[AckChange]) {
         let (partitions, shards) = (&self.partitions, self.options.shards);
         for change in changes {
             self.cursors.apply_ack(lsn, change, |id| super::is_here(partitions, shards, id));
@@ -109,6 +159,7 @@ impl Shard {
         ring: &mut Ring,
         kind: FrameKind,
         count: u32,
+        time_ms: i64,
         payload: &[u8],
     ) -> Result<(Lsn, Lsn), AppendError> {
         if self.stopping != Stopping::No {
@@ -119,11 +170,10 @@ impl Shard {
             return Err(AppendError::TooLarge);
         }
         let Ok(frame) = Frame::parse(&bytes) else { panic!("a frame just encoded does not parse") };
-        let lsn = self.log.append(ring, frame.header, &bytes, None).map_err(|refused| match refused {
-            Refused::Busy | Refused::PayloadCrc => AppendError::Busy,
-            Refused::DiskFull => AppendError::DiskFull,
-            Refused::Poisoned => AppendError::Poisoned,
-        })?;
+        let mut header = *frame.header;
+        header.timestamp = time_ms.into();
+        header.seal();
+        let lsn = self.log.append(ring, &header, &bytes, None)?;
         Ok((lsn, lsn.plus(bytes.len() as u64)))
     }
 
@@ -143,6 +193,29 @@ impl Shard {
             }
         }
         (ChunkKind::Groups, if items > 0 { vec![(items, payload)] } else { Vec::new() })
+    }
+}
+
+/// As they wait for a transaction.
+pub(super) fn waiting_positions(changes: &[CursorChange]) -> Vec<Position> {
+    let position = |change: &CursorChange| {
+        let CursorKey { group, partition, instance } = change.key;
+        change.offset.map(|offset| Position {
+            group: u64::from(group.0),
+            instance,
+            partition,
+            offset: offset.0,
+        })
+    };
+    changes.iter().filter_map(position).collect()
+}
+
+/// As they take effect.
+pub(super) fn change_of(position: &Position) -> CursorChange {
+    let Position { group, instance, partition, offset } = *position;
+    CursorChange {
+        key: CursorKey { group: GroupId(group as u32), partition, instance },
+        offset: Some(Offset(offset)),
     }
 }
 

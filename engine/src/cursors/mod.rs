@@ -74,6 +74,13 @@ impl Cursors {
             .take_while(move |(key, _)| key.group == group)
     }
 
+    /// The next group that has a position here.
+    pub fn group_behind(&self, group: GroupId) -> Option<GroupId> {
+        let group = GroupId(group.0.checked_add(1)?);
+        let from = CursorKey { group, partition: PartitionId(0), instance: 0 };
+        self.positions.range(from, false).next().map(|slot| slot.key().group)
+    }
+
     /// Positions.
     pub fn len(&self) -> usize {
         self.positions.len()

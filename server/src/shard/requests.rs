@@ -27,7 +27,7 @@ use zerocopy::little_endian::U16;
 /// Sent to be tried again when the disk budget is reached.
 const DISK_FULL_RETRY_MS: u32 = 1_000;
 /// Sent to be tried again when a shard is still opening.
-const RECOVERING_RETRY_MS: u32 = 50;
+pub(super) const RECOVERING_RETRY_MS: u32 = 50;
 /// Time that GOODBYE names.
 const GOODBYE_GRACE_MS: u32 = 2_000;
 /// Tags of fetches; those of subscriptions are below and have the subscription's number in the low half.
@@ -280,12 +280,12 @@ impl ShardServer {
         }
     }
 
-    fn origin(&self, connection: &Connection, tag: u64) -> Origin {
+    pub(super) fn origin(&self, connection: &Connection, tag: u64) -> Origin {
         Origin { shard: self.own, connection: connection.key, tag }
     }
 
     /// Dispatches work of a connection and remembers who has to hear of its end.
-    fn ask(&mut self, connection: &mut Connection, origin: Origin, shard: u16, work: Work) {
+    pub(super) fn ask(&mut self, connection: &mut Connection, origin: Origin, shard: u16, work: Work) {
         if shard != self.own {
             connection.known_to.insert(shard);
         }
@@ -626,6 +626,9 @@ impl ShardServer {
             return;
         }
         let answer = match answer {
+            Answer::Topic(result) if origin.connection == NOBODY => {
+                return self.take_dead_letter_topic(origin.tag, result);
+            }
             Answer::Group(answer) => return self.take_groups_answer(origin, answer),
             Answer::Queue(answer) => return self.take_queues_answer(origin, answer),
             Answer::Late(answer) => return self.take_late_answer(origin, answer),

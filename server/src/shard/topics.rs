@@ -94,6 +94,16 @@ impl Topics {
         self.known.by_name(name)
     }
 
+    /// A topic, live or deleted.
+    pub(super) fn by_id(&self, topic: TopicId) -> Option<&TopicEntry> {
+        self.known.by_id(topic)
+    }
+
+    /// The topic of a partition.
+    pub(super) fn by_partition(&self, partition: PartitionId) -> Option<&TopicEntry> {
+        self.known.by_partition(partition)
+    }
+
     pub(super) fn live_after<'a>(&'a self, after: &str) -> impl Iterator<Item = &'a TopicEntry> + use<'a> {
         self.known.live_after(after)
     }
@@ -145,6 +155,7 @@ impl ShardServer {
     /// A topic is known here from now on; whoever was early may go on.
     fn entered(&mut self, entry: TopicEntry) {
         self.wake_deleted(&entry);
+        self.groups.topic_changed(&entry);
         self.topics.enter(entry);
         for (origin, work) in std::mem::take(&mut self.early) {
             self.execute(origin, work);

@@ -49,7 +49,7 @@ pub(super) type Topics<'a> = &'a dyn Fn(&str) -> Option<Shape>;
 
 /// Somebody who wants to be a member.
 #[derive(Clone, Debug)]
-pub(super) struct Joining {
+pub(in crate::shard) struct Joining {
     /// 0, or its number from before.
     pub(super) member: u64,
     pub(super) name: String,
@@ -99,7 +99,7 @@ impl<T> Member<T> {
 
 /// What others have to know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::shard) enum Change {
     Joined(u64),
     /// `left`: it said so.
     Gone {
@@ -142,6 +142,7 @@ pub(super) struct Membership<T> {
     timers: BTreeSet<(u64, u64)>,
     changes: Vec<Change>,
     released: Vec<Released<T>>,
+    reported: usize,
 }
 
 impl<T: Copy> Membership<T> {
@@ -157,6 +158,7 @@ impl<T: Copy> Membership<T> {
             timers: BTreeSet::new(),
             changes: Vec::new(),
             released: Vec::new(),
+            reported: 0,
         }
     }
 
@@ -178,8 +180,14 @@ impl<T: Copy> Membership<T> {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Positions that members report.
+    pub(super) fn reported(&self) -> usize {
+        self.reported
+    }
+
     /// Heartbeats that are held back.
-    pub(super) fn held(&self) -> usize {
+    #[cfg(test)]
+    fn held(&self) -> usize {
         self.members.values().filter(|member| member.held.is_some()).count()
     }
 
@@ -313,6 +321,7 @@ impl<T: Copy> Membership<T> {
         let Some(member) = self.members.get_mut(&number) else { return Beat::NotAMember };
         member.heard_us = now.mono_us; // E4
         if let Some(reported) = reported {
+            self.reported = self.reported + reported.len() - member.reported.len();
             member.reported = reported;
         }
         // E5: whoever asks again has given up waiting for the answer before.
@@ -375,6 +384,11 @@ impl<T: Copy> Membership<T> {
         }
     }
 
+    /// Whether one of these topics concerns it.
+    pub(super) fn consumes(&self, topics: &BTreeSet<String>) -> bool {
+        !self.members.is_empty() && self.subscriptions.iter().any(|one| topics.contains(&one.topic))
+    }
+
     /// Everybody is out: the group is no more.
     pub(super) fn clear(&mut self) {
         let all: Vec<u64> = self.members.keys().copied().collect();
@@ -402,6 +416,7 @@ impl<T: Copy> Membership<T> {
     fn remove(&mut self, number: u64, left: bool) {
         let Some(member) = self.members.remove(&number) else { return };
         self.timers.remove(&(member.timer_us, number));
+        self.reported -= member.reported.len();
         if let Some((token, _)) = member.held {
             self.released.push(Released { token, member: number, gone: true, changed: false });
         }

@@ -7,6 +7,8 @@
 //! Invariants  O1  A group is told to others only when it is durable here.
 //!             O2  One message to the other shards is on its way at a time; what changes meanwhile is in the next one.
 //!             O3  What changed first is told first.
+//!             O4  Who gets partitions of a living member is answered a moment after that one was told, so that it can
+//!                 commit what it has done: otherwise that would be read twice.
 
 use super::membership::{Beat, Member, Membership, Now, Refusal, Released, Shape};
 use super::work::{GroupAnswer, GroupWork, Join, Joined, Members, Notice, Refused};
@@ -26,6 +28,8 @@ use zerocopy::little_endian::U32;
 
 /// In front of a group's name, the name of the topic of its dead letters.
 const DEAD_LETTERS: &str = "%DLQ%";
+/// See O4.
+const HAND_OVER_US: u64 = 50_000;
 /// Positions that subscribers without a stable name may report to one coordinator, over all of them.
 const REPORTED_MAX: usize = 1 << 20;
 
@@ -84,12 +88,15 @@ pub(super) struct Coordinator {
     teller: Teller,
     /// What the log had no room for.
     deferred: VecDeque<(Origin, GroupWork)>,
+    /// See O4: when, whom, and what was to be answered.
+    handing_over: VecDeque<(u64, Origin, Box<Joined>)>,
     topics_changed: BTreeSet<String>,
 }
 
 impl Coordinator {
     pub(super) fn deadline(&self) -> Option<u64> {
-        self.timers.first().map(|(at, _)| *at)
+        let hand_over = self.handing_over.front().map(|(at, ..)| *at);
+        self.timers.first().map(|(at, _)| *at).into_iter().chain(hand_over).min()
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -106,6 +113,7 @@ impl Coordinator {
             + self.teller.replies.len()
             + on_the_way
             + self.deferred.len()
+            + self.handing_over.len()
     }
 
     fn ticket(&mut self) -> u64 {
@@ -201,7 +209,13 @@ impl ShardServer {
             }
             self.settle_group(group, Staged::default());
         }
-        if self.draining != Draining::No && !self.groups.coordinator.holding.is_empty() {
+        let drains = self.draining != Draining::No;
+        while let Some((_, origin, joined)) =
+            self.groups.coordinator.handing_over.pop_front_if(|(at, ..)| *at <= now.mono_us || drains)
+        {
+            self.hand_partitions_over(origin, joined);
+        }
+        if drains && !self.groups.coordinator.holding.is_empty() {
             let holding: BTreeSet<GroupId> =
                 self.groups.coordinator.holding.iter().map(|held| held.2).collect();
             for group in holding {
@@ -354,7 +368,7 @@ impl ShardServer {
             timer: None,
             reported: 0,
         });
-        let member = known.members.join(now, fresh, join.join, &|name| shape_of(topics, name));
+        let (member, hands_over) = known.members.join(now, fresh, join.join, &|name| shape_of(topics, name));
         let session_ms = known.members.members().get(&member).map_or(1, |known| known.session_ms);
         let joined = Joined {
             group,
@@ -363,6 +377,7 @@ impl ShardServer {
             generation: known.members.generation(),
             session_ms,
             assignments: assignments(&known.members, member),
+            hands_over,
         };
         staged.reply = Some((origin, GroupAnswer::Joined(Box::new(joined))));
         if mode == GroupMode::Queue && self.topics.by_name(&dead_letters).is_none() {
@@ -680,9 +695,33 @@ impl ShardServer {
                 return;
             }
         }
+        self.reply_to_all(replies);
+    }
+
+    fn reply_to_all(&mut self, replies: Vec<(Origin, GroupAnswer)>) {
         for (origin, answer) in replies {
-            self.reply_group(origin, answer);
+            match answer {
+                GroupAnswer::Joined(joined) if joined.hands_over => {
+                    let at = self.ring.now().mono_us + HAND_OVER_US;
+                    self.groups.coordinator.handing_over.push_back((at, origin, joined)); // O4
+                }
+                answer => self.reply_group(origin, answer),
+            }
         }
+    }
+
+    /// Answers a JOIN_GROUP with what the member has by now.
+    fn hand_partitions_over(&mut self, origin: Origin, mut joined: Box<Joined>) {
+        let known = self.groups.coordinator.groups.get(&joined.group);
+        let answer = match known.filter(|known| known.members.members().contains_key(&joined.member)) {
+            Some(known) => {
+                joined.generation = known.members.generation();
+                joined.assignments = assignments(&known.members, joined.member);
+                GroupAnswer::Joined(joined)
+            }
+            None => GroupAnswer::Refused(refused(ErrorCode::NotAMember)),
+        };
+        self.reply_group(origin, answer);
     }
 
     /// A shard knows what it was told.
@@ -696,9 +735,7 @@ impl ShardServer {
             return;
         }
         let (_, replies) = teller.on_the_way.take().unwrap_or_default();
-        for (origin, answer) in replies {
-            self.reply_group(origin, answer);
-        }
+        self.reply_to_all(replies);
         self.turn_teller();
     }
 

@@ -257,8 +257,9 @@ impl<T: Copy> Membership<T> {
         None
     }
 
-    /// Makes a member; ask `admits` before. `fresh` is a number that nobody has had. Answers the member's number.
-    pub(super) fn join(&mut self, now: Now, fresh: u64, join: Joining, topics: Topics<'_>) -> u64 {
+    /// Makes a member; ask `admits` before. `fresh` is a number that nobody has had. Answers the member's number, and
+    /// whether somebody has to give up partitions to it.
+    pub(super) fn join(&mut self, now: Now, fresh: u64, join: Joining, topics: Topics<'_>) -> (u64, bool) {
         let number = if join.member == 0 { fresh } else { join.member };
         let replaced: Vec<u64> = self
             .members
@@ -303,8 +304,7 @@ impl<T: Copy> Membership<T> {
             }
         }
         self.set_timer(number);
-        self.assign();
-        number
+        (number, self.assign())
     }
 
     /// A member says that it lives. Its answer is held back if nothing is new to it and it is ready to wait.
@@ -380,7 +380,11 @@ impl<T: Copy> Membership<T> {
         let shapes = self.look_up(topics);
         if shapes != self.shapes && !self.members.is_empty() {
             self.shapes = shapes;
-            if self.mode == GroupMode::Stream { self.assign() } else { self.new_generation() }
+            if self.mode == GroupMode::Stream {
+                self.assign();
+            } else {
+                self.new_generation();
+            }
         }
     }
 
@@ -449,10 +453,11 @@ impl<T: Copy> Membership<T> {
         }
     }
 
-    /// Gives every partition to a member (E1), so that shares are equal and as little moves as that takes (E3).
-    fn assign(&mut self) {
+    /// Gives every partition to a member (E1), so that shares are equal and as little moves as that takes (E3). Answers
+    /// whether a member has to give up what it had.
+    fn assign(&mut self) -> bool {
         if self.mode != GroupMode::Stream || self.members.is_empty() {
-            return;
+            return false;
         }
         let shapes = &self.shapes;
         let exists = |id: u32| {
@@ -474,10 +479,11 @@ impl<T: Copy> Membership<T> {
             self.members.iter().map(|(number, member)| (Reverse(member.assigned.len()), *number)).collect();
         order.sort_unstable();
         let mut taken = BTreeSet::new();
+        let mut gives_up = false;
         for (place, (_, number)) in order.iter().enumerate() {
             let Some(member) = self.members.get_mut(number) else { continue };
             let quota = share + usize::from(place < more);
-            changed |= member.assigned.len() > quota;
+            gives_up |= member.assigned.len() > quota;
             member.assigned.truncate(quota);
             taken.extend(member.assigned.iter().copied());
         }
@@ -492,9 +498,10 @@ impl<T: Copy> Membership<T> {
                 changed = true;
             }
         }
-        if changed {
+        if changed || gives_up {
             self.new_generation();
         }
+        gives_up
     }
 }
 

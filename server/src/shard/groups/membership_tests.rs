@@ -84,8 +84,10 @@ proptest! {
             match what {
                 Do::Join(member) => {
                     group.admits(&joining(member, GroupMode::Stream)).unwrap();
-                    let number = group.join(at(now), 99, joining(member, GroupMode::Stream), &topics(a, b));
-                    prop_assert_eq!(number, member);
+                    let joined = group.join(at(now), 99, joining(member, GroupMode::Stream), &topics(a, b));
+                    let after = shares(&group);
+                    let lost = before.iter().any(|(other, had)| *other != member && after[other] != *had);
+                    prop_assert_eq!(joined, (member, lost));
                     heard.insert(member, now);
                     known.insert(member, group.generation());
                 }
@@ -209,7 +211,7 @@ fn an_instance_in_its_next_life_takes_the_place_of_the_one_before() {
     group.join(at(0), 2, joining(0, GroupMode::Broadcast), &topics(2, 2));
     let generation = group.generation();
     group.take_changes();
-    assert_eq!(group.join(at(1), 3, named, &topics(2, 2)), 3);
+    assert_eq!(group.join(at(1), 3, named, &topics(2, 2)), (3, false));
     let gone = Change::Gone { member: 1, left: false };
     assert_eq!(group.take_changes(), [gone, Change::Joined(3)]);
     assert_eq!(group.generation(), generation, "everybody has everything as before");

@@ -152,6 +152,8 @@ pub(in crate::shard) struct Joined {
     pub(super) generation: u64,
     pub(super) session_ms: u32,
     pub(super) assignments: ItemsBuf,
+    /// Somebody is just giving up what this member gets.
+    pub(super) hands_over: bool,
 }
 
 /// What a coordinator knows of a group.

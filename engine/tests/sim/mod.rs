@@ -455,7 +455,9 @@ impl Harness {
     /// A frame that no other is like.
     pub(crate) fn frame(&mut self, producer: ProducerStamp) -> Vec<u8> {
         let draw = &mut self.draw;
-        let mut builder = FrameBuilder::new(1000, frame_size_max(self.plan.segment_size) - FRAME_EXTENSION_MAX);
+        // Whatever waits needs room for its extension.
+        let extension = if self.plan.late { FRAME_EXTENSION_MAX } else { 0 };
+        let mut builder = FrameBuilder::new(1000, frame_size_max(self.plan.segment_size) - extension);
         let records = 1 + draw.below(3);
         let body_max = self.plan.body_max;
         for _ in 0..records {

@@ -365,7 +365,8 @@ impl Shard {
         id: PartitionId,
         frame: &Frame<'_>,
     ) -> Result<Appended, AppendError> {
-        if self.stopping != Stopping::No {
+        // What is due goes first where the log is always full: it asks for a few groups' worth of room in a second.
+        if self.stopping != Stopping::No || self.timers.starves {
             return Err(AppendError::Busy);
         }
         if matches!(frame.header.kind(), FrameKind::Half | FrameKind::Delay) {

@@ -250,9 +250,10 @@ impl LateModel {
                 let details = format!("{id:x}: {end:?} instead of {:?}", txn.end);
                 return Err(wrong("how transactions ended is remembered", details));
             }
-            let waits = txn.halves.iter().filter(|half| {
-                self.now.bodies.get(half).is_some_and(|body| body.state == State::Half)
-            });
+            let waits = txn
+                .halves
+                .iter()
+                .filter(|half| self.now.bodies.get(half).is_some_and(|body| body.state == State::Half));
             let waits: Vec<Lsn> = waits.map(|half| Lsn(*half)).collect();
             let expected = txn.end.is_none() || txn.decided;
             let same = match part {

@@ -293,11 +293,8 @@ impl Harness {
                 let gone = known.halves.iter().filter(|half| {
                     late.now.bodies.get(half).is_some_and(|body| !live.contains(&body.partition))
                 });
-                let event = if commit {
-                    Event::Committed(txn, gone.copied().collect())
-                } else {
-                    Event::Aborted(txn)
-                };
+                let event =
+                    if commit { Event::Committed(txn, gone.copied().collect()) } else { Event::Aborted(txn) };
                 late.note(durable_at, event);
                 let forgotten = known.end.is_some() && !remembers;
                 known.end.is_none() || known.decided || forgotten
@@ -334,9 +331,10 @@ impl Harness {
             return Ok(());
         };
         // Whether the decision is durable is for the coordinator to wait for; here it is in the same log.
-        let applied = known.halves.iter().all(|half| {
-            late.now.bodies.get(half).is_some_and(|body| body.state != State::Half)
-        });
+        let applied = known
+            .halves
+            .iter()
+            .all(|half| late.now.bodies.get(half).is_some_and(|body| body.state != State::Half));
         let before_ms = self.wall_ms();
         let Live { ring, shard: live, .. } = &mut self.live[shard];
         if !applied {

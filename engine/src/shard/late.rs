@@ -6,7 +6,7 @@
 
 use super::bodies::Reading;
 use super::fetch::Found;
-use super::{AppendError, Appended, Shard, Stopping, check_frame};
+use super::{AppendError, Appended, Shard, Stopping, check_frame, judge};
 use crate::format::frame::{Frame, FrameKind};
 use crate::format::late::{BIND_SIZE, Bind, BindReason, Late as LateFields, Mark, TimerItem, encode_timers};
 use crate::format::{Lsn, Offset, PartitionId};
@@ -189,7 +189,7 @@ pub(super) struct TimerState {
     at_us: Option<u64>,
     /// More are due than one turn has taken.
     more: bool,
-    /// The log had no room for the first one: producers leave the next room to it.
+    /// The log had no room for the first one, or for what is moved: producers leave the next room to it.
     pub(super) starves: bool,
 }
 
@@ -220,7 +220,8 @@ impl Shard {
         frame: &Frame<'_>,
     ) -> Result<Appended, AppendError> {
         let index = self.index(id);
-        if let Some(taken) = self.judge(index, id, frame)? {
+        let Some(partition) = self.partition(id) else { return Err(AppendError::UnknownPartition) };
+        if let Some(taken) = judge(partition, frame, &self.log)? {
             return Ok(taken);
         }
         check_frame(frame, self.options.segment_size)?;

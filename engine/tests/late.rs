@@ -11,7 +11,7 @@ use ringmq_engine::format::{Lsn, Offset, PartitionId};
 use ringmq_engine::late::LateLimits;
 use ringmq_engine::planted::{Bug, Planted};
 use ringmq_engine::shard::{
-    AppendError, Appended, Fetched, FoundBody, LateError, NewBind, TimerChange, TimerOutcome,
+    AppendError, Appended, Fetched, FoundBody, LateError, NewBind, Peeked, TimerChange, TimerOutcome,
 };
 use sim::model::digest;
 use sim::plan::Plan;
@@ -74,7 +74,13 @@ fn a_transaction_takes_what_is_its_own_until_it_ends() {
     harness.live[0].shard.freeze(7);
     assert_eq!(append(&mut harness, &half), Err(AppendError::TransactionEnding));
     harness.live[0].shard.unfreeze(7);
-    append(&mut harness, &half).unwrap();
+    let taken = append(&mut harness, &half).unwrap();
+    // It can be looked at while its group is still open.
+    let Live { ring, shard: live, .. } = &mut harness.live[0];
+    let mut bytes = Vec::new();
+    let peeked = live.peek(ring, PARTITION, Lsn(taken.base_offset.0), &mut |found| bytes = found.to_vec());
+    assert!(matches!(peeked, Peeked::Frame(half) if half.is_half()), "{peeked:?}");
+    assert_eq!(bytes[64..], half[64..]);
     harness.pass(20_000).unwrap();
     assert_eq!(read(&mut harness), Ok(Vec::new()));
 

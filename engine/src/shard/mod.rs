@@ -639,6 +639,7 @@ fn waiting_bytes_max(options: &ShardOptions) -> u64 {
 }
 
 /// A producer's frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
+#[inline]
 fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
     let header = frame.header;
     let invalid = |field, found: u64| {

@@ -535,7 +535,8 @@ impl Log {
         if let Some(segment) = self.segments.back_mut() {
             segment.last_time = segment.last_time.max(header.timestamp.get());
             segment.frame_bytes += frame.len() as u64;
-            if has_offsets(header) {
+            let planted = self.options.planted.has(Bug::HalvesIndexed) && header.partition.get() != 0;
+            if has_offsets(header) || planted {
                 segment.entries.push(index_entry(header, segment.facts.position(position)));
             }
         }
@@ -561,6 +562,7 @@ impl Log {
     }
 
     /// Makes sure that the open group takes `frame_len` bytes more.
+    #[inline]
     fn make_room(&mut self, ring: &mut Ring, frame_len: usize) -> Result<(), Refused> {
         if self.recovery_due {
             return Err(if self.waits_for_disk() { Refused::DiskFull } else { Refused::Busy });
@@ -1090,6 +1092,7 @@ impl Log {
 }
 
 /// Does this frame belong into the index of its partition?
+#[inline]
 pub fn has_offsets(header: &FrameHeader) -> bool {
     header.kind == FrameKind::Data as u8 || header.kind == FrameKind::Bind as u8
 }

@@ -162,6 +162,8 @@ struct Recovery<'a> {
     at: Option<(usize, SegmentFacts, ScanPoint)>,
     /// Nothing is made and nothing is written.
     read_only: bool,
+    /// The half of the superblock that may be written first.
+    spare_half: usize,
 }
 
 /// How long durable writes took, and what follows from it.
@@ -279,6 +281,7 @@ impl<'a> Recovery<'a> {
             bytes_total: 0,
             at: None,
             read_only,
+            spare_half: 0,
         })
     }
 
@@ -438,7 +441,10 @@ impl<'a> Recovery<'a> {
     fn read_superblock(&mut self, file: FileId, path: &Path) -> Result<Option<Superblock>, OpenError> {
         let len = self.read(file, 0, SUPERBLOCK_FILE_SIZE).map_err(|error| io("reading", path, error))?;
         match Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard) {
-            Ok(superblock) => Ok(Some(superblock)),
+            Ok(superblock) => {
+                self.spare_half = superblock.spare_half(self.bytes(len));
+                Ok(Some(superblock))
+            }
             // It is durable before the first slot is made, so without slots there was nothing yet.
             Err(_) if self.slots.is_empty() || self.options.planted.has(Bug::DoubtStartsAfresh) => Ok(None),
             Err(corruption) => Err(OpenError::Damaged {
@@ -515,7 +521,8 @@ impl<'a> Recovery<'a> {
     ) -> Result<(), OpenError> {
         let half = SUPERBLOCK_FILE_SIZE / 2;
         let bytes = superblock.encode();
-        for step in 0..2 {
+        // Never first the half that alone holds what was found: this update may be cut short too.
+        for step in [self.spare_half, 1 - self.spare_half] {
             let range = BufRange::new(self.buffer, 0, half);
             self.ring.memory.bytes_mut(range).copy_from_slice(&bytes[step * half..][..half]);
             self.write(file, path, (step * half) as u64, half)?;

@@ -226,6 +226,18 @@ impl Harness {
         (0..self.live.len()).try_for_each(|shard| flat(self.tick(shard)))
     }
 
+    /// Time goes on until nothing is on its way any more; nothing is judged.
+    pub(crate) fn turn_some(&mut self) {
+        for _ in 0..200 {
+            self.live.iter_mut().for_each(Live::tick);
+            for _ in 0..50 {
+                if !self.world.runnable().is_empty() || !self.world.step() {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Compares what `open` has found with what must and may be there.
     pub(crate) fn adopt_all(&mut self) -> Checked {
         (0..self.live.len()).try_for_each(|shard| self.adopt(shard))
@@ -455,8 +467,9 @@ impl Harness {
     /// A frame that no other is like.
     pub(crate) fn frame(&mut self, producer: ProducerStamp) -> Vec<u8> {
         let draw = &mut self.draw;
-        let mut builder =
-            FrameBuilder::new(1000, frame_size_max(self.plan.segment_size) - FRAME_EXTENSION_MAX);
+        // Whatever waits needs room for its extension.
+        let extension = if self.plan.late { FRAME_EXTENSION_MAX } else { 0 };
+        let mut builder = FrameBuilder::new(1000, frame_size_max(self.plan.segment_size) - extension);
         let records = 1 + draw.below(3);
         let body_max = self.plan.body_max;
         for _ in 0..records {

@@ -27,6 +27,7 @@ use budget::Budget;
 use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
 use groups::GroupState;
 use late::LateState;
+pub use late::Timings;
 use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
 use queues::QueueState;
 use readers::Readers;

@@ -1,5 +1,9 @@
 //! What becomes visible later than it was stored: transactions, delays; and the settings of topics.
 
+#[allow(dead_code, reason = "its user is being built")]
+mod coordinator;
+pub use coordinator::Timings;
+
 use super::ShardServer;
 use super::connection::Connection;
 use super::mail::{ConnectionKey, Origin};

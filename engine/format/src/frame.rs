@@ -55,11 +55,19 @@ pub enum FrameKind {
     Ack = 12,
     /// A topic made, changed or deleted.
     Topic = 13,
+    /// A check of a transaction was handed over.
+    Check = 14,
+    /// A group made, changed or deleted.
+    Group = 15,
+    /// Some records of a stored frame, cut out for one reader: on the wire only.
+    Slice = 16,
+    /// Delays that were cancelled or put to another time.
+    Timer = 17,
 }
 
 impl FrameKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Data,
         Self::Half,
         Self::Delay,
@@ -73,11 +81,20 @@ impl FrameKind {
         Self::Cursor,
         Self::Ack,
         Self::Topic,
+        Self::Check,
+        Self::Group,
+        Self::Slice,
+        Self::Timer,
     ];
 
     /// The kind with this number.
     pub fn parse(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+
+    /// Its records have offsets: it is in the index of its partition.
+    pub fn has_offsets(self) -> bool {
+        matches!(self, Self::Data | Self::Bind)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::planted::{Bug, Planted};
 use crate::ring::{BufRange, Completion, Errno, FileId, Op, Ring, Token};
 use arena::Arena;
 use ringmq_format::checksum::Crc32c;
-use ringmq_format::frame::FrameHeader;
+use ringmq_format::frame::{FrameHeader, FrameKind};
 use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty};
 use ringmq_format::limits::{
     BACKGROUND_PERIOD_US, BLOCK_SIZE, COLD_HOLDBACK_US, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE,
@@ -522,11 +522,29 @@ impl Log {
         if let Some(segment) = self.segments.back_mut() {
             segment.last_time = segment.last_time.max(header.timestamp.get());
             segment.frame_bytes += frame.len() as u64;
-            if header.partition.get() != 0 {
+            if has_offsets(header) {
                 segment.entries.push(index_entry(header, segment.facts.position(position)));
             }
         }
         Ok(lsn)
+    }
+
+    /// Makes sure that the open group takes frames of `len` bytes together, so that appending them cannot fail and they
+    /// are one write. Answers the LSN of the first of them.
+    pub fn reserve(&mut self, ring: &mut Ring, len: usize) -> Result<Lsn, Refused> {
+        if self.poisoned.is_some() {
+            return Err(Refused::Poisoned);
+        }
+        self.make_room(ring, len)?;
+        self.open.as_ref().map(|open| open.lsn.plus(open.used as u64)).ok_or(Refused::Busy)
+    }
+
+    /// Closes the open group where it stands: a bug that tests plant.
+    pub fn split(&mut self, ring: &mut Ring) {
+        let has_frames = self.open.as_ref().is_some_and(|open| open.frames > 0);
+        if has_frames && self.flights.len() < GROUPS_IN_FLIGHT_MAX && !self.awaits_header() {
+            self.close_group(ring);
+        }
     }
 
     /// Makes sure that the open group takes `frame_len` bytes more.
@@ -1056,6 +1074,11 @@ impl Log {
     pub fn options(&self) -> &LogOptions {
         &self.options
     }
+}
+
+/// Does this frame belong into the index of its partition?
+pub fn has_offsets(header: &FrameHeader) -> bool {
+    header.kind == FrameKind::Data as u8 || header.kind == FrameKind::Bind as u8
 }
 
 /// The index entry of a frame at `position` of its segment.

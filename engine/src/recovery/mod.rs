@@ -18,13 +18,13 @@ pub mod offline;
 pub mod scan;
 
 use crate::log::slots::{Slot, SlotState, block_edges, capacity_of, parse_name, sidecar_file, slot_file};
-use crate::log::{LogStart, Segment, index_entry};
+use crate::log::{LogStart, Segment, has_offsets, index_entry};
 use crate::planted::{Bug, Planted};
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring};
 use decide::{Decision, Finding, Row, decide};
 use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, SegmentItem};
 use ringmq_format::corruption::Corruption;
-use ringmq_format::frame::{Frame, FrameKind};
+use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
 use ringmq_format::group::{GroupHeader, GroupKind, group_frames};
 use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE, GROUP_SIZE_MAX, SEGMENT_HEADER_SIZE};
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
@@ -138,6 +138,8 @@ pub struct OpenOptions {
 pub trait Visitor {
     /// A chunk of the checkpoint, in the order of the file. `scan` is the first segment that is read again.
     fn chunk(&mut self, chunk: &Chunk<'_>, scan: SegmentSeq, scan_base: Lsn) -> Result<(), Corruption>;
+    /// The frames that come now lie in the segment that begins here.
+    fn segment(&mut self, base: Lsn);
     /// What lay between two places of the log is set aside by an operator, and nothing is known of it.
     fn gap(&mut self, start: Lsn, end: Lsn);
     /// A frame of the log, in log order. Payloads of damaged frames are not to be looked at.
@@ -775,7 +777,7 @@ impl<'a> Recovery<'a> {
                     entries.extend_from_slice(items);
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
-                ChunkKind::Topics | ChunkKind::Partitions => {
+                _ => {
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
             }
@@ -842,6 +844,7 @@ impl<'a> Recovery<'a> {
         let facts = segment.facts;
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
+        self.visitor.segment(facts.base);
         loop {
             while let Some((start, end, chain)) =
                 superblock.quarantine.iter().find(|(start, end, _)| *start == point.lsn && end > start)
@@ -968,14 +971,14 @@ impl<'a> Recovery<'a> {
                 corruption,
                 reason,
             };
-            if is_bad && frame.header.kind() != FrameKind::Data {
+            if is_bad && !holds_body_alone(frame.header) {
                 return Err(damaged(None, "a frame that changes the shard's state is damaged"));
             }
             let lsn = Lsn(header.lsn.get()).plus(at as u64);
             self.visitor
                 .frame(lsn, &frame)
                 .map_err(|corruption| damaged(Some(corruption), "a frame contradicts the ones before it"))?;
-            if frame.header.partition.get() != 0 {
+            if has_offsets(frame.header) {
                 segment.entries.push(index_entry(frame.header, position + at as u64));
                 if self.options.planted.has(Bug::IndexedTwice) {
                     segment.entries.push(index_entry(frame.header, position + at as u64));
@@ -1088,6 +1091,17 @@ impl<'a> Recovery<'a> {
         let last_block = sealed.end().0 - BLOCK_SIZE as u64;
         let _ = next_base;
         self.has_witness(sealed, Lsn(last_block))
+    }
+}
+
+/// Everything that replay needs of this frame is in its header, whose checksum holds: only a body is lost with the
+/// payload.
+fn holds_body_alone(header: &FrameHeader) -> bool {
+    match header.kind() {
+        FrameKind::Data | FrameKind::Bound => true,
+        // Stored again by retention.
+        FrameKind::Half | FrameKind::Delay => header.aux.get() != 0,
+        _ => false,
     }
 }
 

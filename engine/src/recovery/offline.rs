@@ -160,6 +160,7 @@ impl Visitor for Nobody {
         Ok(())
     }
 
+    fn segment(&mut self, _: Lsn) {}
     fn gap(&mut self, _: Lsn, _: Lsn) {}
 
     fn frame(&mut self, _: Lsn, _: &ringmq_format::frame::Frame<'_>) -> Result<(), Corruption> {
@@ -296,6 +297,7 @@ impl Recovery<'_> {
                 Ok(header) => {
                     match header.kind() {
                         FrameKind::Topic => found.topics += 1,
+                        kind if !kind.has_offsets() => {}
                         _ => {
                             let known = found.partitions.entry(header.partition()).or_default();
                             known.0 += 1;

@@ -88,6 +88,11 @@ pub struct Partition {
 const _: () = assert!(size_of::<Partition>() == 128 && size_of::<Option<Partition>>() == 128);
 
 impl Partition {
+    /// When its newest frame was appended; 0 without one.
+    pub fn last_time(&self) -> i64 {
+        self.last_time
+    }
+
     /// An empty partition.
     pub fn new(id: PartitionId) -> Self {
         Self {

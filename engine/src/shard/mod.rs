@@ -352,6 +352,11 @@ impl Shard {
         Some(Extent { start: partition.start(), visible: partition.visible() })
     }
 
+    /// When something was last appended to a partition, Unix milliseconds; 0 if nothing ever was.
+    pub fn last_time(&self, id: PartitionId) -> i64 {
+        self.partition(id).map_or(0, Partition::last_time)
+    }
+
     /// Appends a producer's frame. `frame` is whole and its header was parsed (F1 to F5).
     pub fn append(
         &mut self,

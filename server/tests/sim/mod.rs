@@ -268,6 +268,7 @@ impl Harness {
             shard_ports: (0..self.plan.shards).map(|shard| BASE_PORT + 1 + shard).collect(),
             frame_size_max: ringmq_engine::format::limits::frame_size_max(self.plan.segment_size) as u32,
             node_id: NODE_ID,
+            late: Default::default(),
         };
         let drained = Arc::clone(&self.drained);
         self.threads[shard].server = Some(ShardServer::new(ring, storage, options, listeners, mail, drained));

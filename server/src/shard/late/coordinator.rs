@@ -51,7 +51,7 @@ pub(super) fn shards_in(set: u64) -> impl Iterator<Item = u16> {
 
 /// What a shard has of a transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Part {
+pub(in crate::shard) struct Part {
     pub(super) halves: u32,
     pub(super) positions: u32,
     pub(super) bytes: u64,
@@ -87,12 +87,13 @@ pub(super) struct End<A> {
     pub(super) source: EndSource,
     pub(super) group: String,
     pub(super) halves: u32,
+    /// Counted as often as they were sent: only whether there are any can be compared.
     pub(super) positions: u32,
 }
 
 /// What becomes of an END_TRANSACTION.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(in crate::shard) enum Outcome {
     Done { time_ms: i64, halves: u32, earlier: bool },
     Refused { code: ErrorCode, message: String, retry_after_ms: u32 },
 }
@@ -110,6 +111,7 @@ pub(super) struct Decision {
     pub(super) participants: u64,
     pub(super) time_ms: i64,
     pub(super) halves: u32,
+    pub(super) positions: u32,
 }
 
 /// What is to be done.
@@ -120,7 +122,7 @@ pub(super) enum Action<A> {
     /// `shard` takes more for it again, or goes on taking.
     GoOn { shard: u16, txn: u128 },
     /// `shard` is to resolve its part, and to say when that is durable.
-    Resolve { shard: u16, txn: u128, commit: bool },
+    Resolve { shard: u16, txn: u128, commit: bool, time_ms: i64 },
     /// To be appended: COMMIT, if it commits and nobody else takes part; else DECISION, or ABORT. Then `logged`,
     /// `not_logged` or `lost`.
     Log { decision: Decision, group: String },
@@ -190,7 +192,7 @@ struct Transaction<A> {
 
 /// Where a transaction stands, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(in crate::shard) struct Listed {
     pub(super) txn: u128,
     pub(super) group: String,
     pub(super) state: ringmq_protocol::TransactionState,
@@ -271,7 +273,8 @@ impl<A: Clone> Coordinator<A> {
         transaction.state = State::Decided { decision, missing: decision.participants };
         self.transactions.insert(decision.txn, transaction);
         for shard in shards_in(decision.participants) {
-            self.actions.push(Action::Resolve { shard, txn: decision.txn, commit: true });
+            let Decision { txn, time_ms, .. } = decision;
+            self.actions.push(Action::Resolve { shard, txn, commit: true, time_ms });
         }
     }
 
@@ -283,14 +286,15 @@ impl<A: Clone> Coordinator<A> {
         transaction.parked = parked;
     }
 
-    /// A shard has a part of a transaction: its first half or position has become durable, or was found at its start.
-    /// `known`: how the log's tables say that it was resolved.
+    /// A shard has a part of a transaction: a half or position has become durable, or (`restarted`) was found when the
+    /// shard started, and takes nothing more until it is told. `known`: how the log's tables say that it was resolved.
     pub(super) fn opened(
         &mut self,
         now_ms: i64,
         shard: u16,
         txn: u128,
         part: &Part,
+        restarted: bool,
         known: Option<&Resolved>,
     ) {
         let bit = 1 << shard;
@@ -299,23 +303,24 @@ impl<A: Clone> Coordinator<A> {
             let late = match &mut transaction.state {
                 State::Open => {
                     transaction.parts.insert(shard, (part.halves, part.bytes));
-                    self.actions.push(Action::GoOn { shard, txn });
+                    if restarted {
+                        self.actions.push(Action::GoOn { shard, txn });
+                    }
                     false
                 }
-                // It has started again meanwhile, and does not know that it was asked.
                 State::Preparing(preparing) if preparing.missing & bit != 0 => {
-                    let round = preparing.round;
-                    self.actions.push(Action::Freeze { shard, txn, round });
+                    // It has started again meanwhile, and does not know that it was asked.
+                    if restarted {
+                        let round = preparing.round;
+                        self.actions.push(Action::Freeze { shard, txn, round });
+                    }
                     false
                 }
                 State::Preparing(preparing) => preparing.participants & bit == 0,
                 State::Logging { decision, .. } => decision.participants & bit == 0,
-                State::Decided { missing, .. } if *missing & bit != 0 => {
-                    self.actions.push(Action::Resolve { shard, txn, commit: true });
-                    false
-                }
-                State::Decided { .. } => {
-                    self.actions.push(Action::Resolve { shard, txn, commit: false }); // C3
+                State::Decided { decision, missing } => {
+                    let (commit, time_ms) = (*missing & bit != 0, decision.time_ms); // C3
+                    self.actions.push(Action::Resolve { shard, txn, commit, time_ms });
                     false
                 }
                 State::Lost => false,
@@ -326,15 +331,18 @@ impl<A: Clone> Coordinator<A> {
             self.schedule_first(now_ms, txn);
             return;
         }
-        if known.is_some() {
+        if let Some(Resolved { time_ms, .. }) = known {
             // Whoever takes part in a commit has applied it before it left the table above (C3).
-            self.actions.push(Action::Resolve { shard, txn, commit: false });
+            let time_ms = *time_ms;
+            self.actions.push(Action::Resolve { shard, txn, commit: false, time_ms });
             return;
         }
         let mut transaction = Transaction::new(part.group.clone(), part.since_ms, part.check_after_ms);
         transaction.parts.insert(shard, (part.halves, part.bytes));
         self.transactions.insert(txn, transaction);
-        self.actions.push(Action::GoOn { shard, txn });
+        if restarted {
+            self.actions.push(Action::GoOn { shard, txn });
+        }
         self.schedule_first(now_ms, txn);
     }
 
@@ -346,8 +354,9 @@ impl<A: Clone> Coordinator<A> {
                 State::Preparing(preparing) if preparing.missing & bit != 0 => {
                     self.actions.push(Action::Freeze { shard, txn: *txn, round: preparing.round });
                 }
-                State::Decided { missing, .. } if missing & bit != 0 => {
-                    self.actions.push(Action::Resolve { shard, txn: *txn, commit: true });
+                State::Decided { decision, missing } if missing & bit != 0 => {
+                    let (txn, time_ms) = (*txn, decision.time_ms);
+                    self.actions.push(Action::Resolve { shard, txn, commit: true, time_ms });
                 }
                 _ => {}
             }
@@ -477,11 +486,11 @@ impl<A: Clone> Coordinator<A> {
                 unknown_transaction()
             } else if !permitted(&end, &transaction.group) {
                 not_permitted(&transaction.group)
-            } else if same && commit && (end.halves > halves || end.positions > positions) {
+            } else if same && commit && (end.halves > halves || (end.positions > 0 && positions == 0)) {
                 Outcome::Refused {
                     code: ErrorCode::Recovering,
                     message: format!(
-                        "{halves} of {} messages and {positions} of {} positions of this transaction are there; \
+                        "of this transaction {halves} messages and {positions} positions are there, not {} and {}; \
                          nothing was done",
                         end.halves, end.positions
                     ),
@@ -508,7 +517,8 @@ impl<A: Clone> Coordinator<A> {
             return;
         }
         willing.append(&mut others);
-        let decision = Decision { txn, commit, participants, time_ms: now_ms, halves: found.halves };
+        let Part { halves, positions, .. } = found;
+        let decision = Decision { txn, commit, participants, time_ms: now_ms, halves, positions };
         transaction.state = State::Logging { decision, askers: willing };
         let group = transaction.group.clone();
         self.unschedule(txn);
@@ -536,6 +546,15 @@ impl<A: Clone> Coordinator<A> {
         decision.participants == 1 << self.own
     }
 
+    /// The frame that resolves a transaction stands in the log, with this time.
+    pub(super) fn appended(&mut self, txn: u128, at_ms: i64) {
+        if let Some(Transaction { state: State::Logging { decision, .. }, .. }) =
+            self.transactions.get_mut(&txn)
+        {
+            decision.time_ms = at_ms;
+        }
+    }
+
     /// The frame that resolves a transaction is durable (C1).
     pub(super) fn logged(&mut self, txn: u128) {
         let Some(transaction) = self.transactions.get_mut(&txn) else { return };
@@ -558,11 +577,11 @@ impl<A: Clone> Coordinator<A> {
         for shard in shards_in(decision.participants) {
             // COMMIT and ABORT have resolved what this shard has.
             if shard != self.own || (commit && !alone) {
-                self.actions.push(Action::Resolve { shard, txn, commit });
+                self.actions.push(Action::Resolve { shard, txn, commit, time_ms });
             }
         }
         for shard in shards_in(late) {
-            self.actions.push(Action::Resolve { shard, txn, commit: false }); // C3
+            self.actions.push(Action::Resolve { shard, txn, commit: false, time_ms }); // C3
         }
     }
 

@@ -24,7 +24,7 @@ fn abort(asker: u32) -> End<u32> {
 fn prepared(parts: [u32; 3], ends: Vec<End<u32>>) -> Coordinator<u32> {
     let mut coordinator = Coordinator::new(0, SHARDS, Timings::default());
     for (shard, halves) in (0..).zip(parts).filter(|(_, halves)| *halves > 0) {
-        coordinator.opened(NOW, shard, 3, &part(halves), None);
+        coordinator.opened(NOW, shard, 3, &part(halves), true, None);
     }
     for end in ends {
         coordinator.end(NOW, 3, end, None);
@@ -66,7 +66,7 @@ fn one_shard_is_one_frame_and_several_are_told_after_the_decision_is_durable() {
     let actions = coordinator.take_actions();
     assert_eq!(answers(&actions), [(1, Ok((3, false)))]);
     for shard in [0, 1] {
-        assert!(actions.contains(&Action::Resolve { shard, txn: 3, commit: true }));
+        assert!(actions.contains(&Action::Resolve { shard, txn: 3, commit: true, time_ms: NOW }));
     }
     coordinator.applied(1, 3);
     assert_eq!(coordinator.list(0).next().unwrap().state, ringmq_protocol::TransactionState::Decided);
@@ -153,8 +153,8 @@ fn a_check_counts_when_it_was_handed_over_and_the_last_one_parks() {
     let timings = Timings { first_ms: 10, every_ms: 100, checks_max: 2 };
     let mut coordinator: Coordinator<u32> = Coordinator::new(0, SHARDS, timings);
     let quick = Part { check_after_ms: 5, ..part(1) };
-    coordinator.opened(NOW, 1, 7, &quick, None);
-    coordinator.opened(NOW, 1, 3, &part(1), None);
+    coordinator.opened(NOW, 1, 7, &quick, true, None);
+    coordinator.opened(NOW, 1, 3, &part(1), true, None);
     coordinator.take_actions();
     assert_eq!(coordinator.deadline_ms(), Some(NOW + 5));
     coordinator.turn(NOW + 9);
@@ -192,8 +192,8 @@ fn a_check_counts_when_it_was_handed_over_and_the_last_one_parks() {
     coordinator.recovered_checks(7, 2, true);
     coordinator.recovered_checks(3, 1, false);
     assert!(coordinator.list(0).next().is_none());
-    coordinator.opened(NOW, 1, 7, &quick, None);
-    coordinator.opened(NOW, 1, 3, &part(1), None);
+    coordinator.opened(NOW, 1, 7, &quick, true, None);
+    coordinator.opened(NOW, 1, 3, &part(1), true, None);
     assert_eq!(coordinator.deadline_ms(), Some(NOW + 100));
     assert_eq!(coordinator.list_one(7).unwrap().state, ringmq_protocol::TransactionState::Parked);
 }
@@ -214,7 +214,7 @@ enum Letter {
     Freeze { txn: u128, round: u64 },
     GoOn { txn: u128 },
     Resolve { txn: u128, commit: bool },
-    Opened { txn: u128, part: Part },
+    Opened { txn: u128, part: Part, restarted: bool },
     Started,
     Prepared { txn: u128, round: u64, part: Part },
     Applied { txn: u128 },
@@ -224,7 +224,7 @@ enum Letter {
 #[derive(Clone, Debug)]
 enum Then {
     Ack { half: u64 },
-    Tell { txn: u128 },
+    Tell { txn: u128, restarted: bool },
     Send { to: u16, letter: Letter },
     Logged { txn: u128 },
 }
@@ -369,7 +369,7 @@ impl World {
         self.half_of.insert(half, (txn, at));
         shard.append(Entry::Half { txn, half });
         if shard.open[&txn].len() == 1 {
-            shard.when_durable(Then::Tell { txn });
+            shard.when_durable(Then::Tell { txn, restarted: false });
         }
         shard.when_durable(Then::Ack { half });
     }
@@ -406,7 +406,7 @@ impl World {
         match action {
             Action::Freeze { shard, txn, round } => self.send(at, shard, Letter::Freeze { txn, round }),
             Action::GoOn { shard, txn } => self.send(at, shard, Letter::GoOn { txn }),
-            Action::Resolve { shard, txn, commit } => self.send(at, shard, Letter::Resolve { txn, commit }),
+            Action::Resolve { shard, txn, commit, .. } => self.send(at, shard, Letter::Resolve { txn, commit }),
             Action::Log { decision, .. } => {
                 let refuse = self.draw(10) == 0;
                 let shard = &mut self.shards[usize::from(at)];
@@ -481,9 +481,9 @@ impl World {
                 }
                 shard.when_durable(Then::Send { to: from, letter: Letter::Applied { txn } });
             }
-            Letter::Opened { txn, part } => {
+            Letter::Opened { txn, part, restarted } => {
                 let known = known(shard, txn);
-                shard.coordinator.opened(now, from, txn, &part, known.as_ref());
+                shard.coordinator.opened(now, from, txn, &part, restarted, known.as_ref());
             }
             Letter::Started => shard.coordinator.shard_started(from),
             Letter::Prepared { txn, round, part } => {
@@ -507,7 +507,7 @@ impl World {
                     let txn = self.half_of[&half].0;
                     self.transactions.entry(txn).or_default().acked.insert(half);
                 }
-                Then::Tell { txn } => self.tell(at, txn),
+                Then::Tell { txn, restarted } => self.tell(at, txn, restarted),
                 Then::Send { to, letter } => self.send(at, to, letter),
                 Then::Logged { txn } => {
                     self.shards[usize::from(at)].coordinator.logged(txn);
@@ -517,10 +517,10 @@ impl World {
         }
     }
 
-    fn tell(&mut self, at: u16, txn: u128) {
+    fn tell(&mut self, at: u16, txn: u128, restarted: bool) {
         let part = self.shards[usize::from(at)].part(txn);
         if !part.is_empty() {
-            self.send(at, Self::home(txn), Letter::Opened { txn, part });
+            self.send(at, Self::home(txn), Letter::Opened { txn, part, restarted });
         }
     }
 
@@ -560,9 +560,9 @@ impl World {
                 if other == at
                     || self.shards[usize::from(other)].log.len() == self.shards[usize::from(other)].durable
                 {
-                    self.tell(other, txn);
+                    self.tell(other, txn, true);
                 } else {
-                    self.shards[usize::from(other)].when_durable(Then::Tell { txn });
+                    self.shards[usize::from(other)].when_durable(Then::Tell { txn, restarted: true });
                 }
             }
             self.send(at, other, Letter::Started);

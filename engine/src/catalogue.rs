@@ -143,7 +143,10 @@ mod tests {
         catalogue.enter(again); // replayed late
         assert_eq!(catalogue.by_name("a").unwrap().settings, retained);
         let named = |partition| catalogue.by_partition(PartitionId(partition)).map(|entry| entry.topic);
-        assert_eq!([0, 1, 3, 4, 5].map(named), [None, Some(TopicId(1)), Some(TopicId(1)), Some(TopicId(2)), None]);
+        assert_eq!(
+            [0, 1, 3, 4, 5].map(named),
+            [None, Some(TopicId(1)), Some(TopicId(1)), Some(TopicId(2)), None]
+        );
         assert_eq!(catalogue.live_after("").count(), 1);
         assert_eq!(catalogue.live_after("a").count(), 0);
     }

@@ -66,8 +66,6 @@ pub enum Bug {
     EndsForgotten,
     /// A delay becomes visible before its due time.
     DelayEarly,
-    /// A BIND does not end the waiting of what it binds.
-    BoundAgain,
     /// Halves are in the index of their partition.
     HalvesIndexed,
 }

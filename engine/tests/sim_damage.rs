@@ -468,6 +468,7 @@ fn a_full_disk_stops_the_input_and_nothing_else() {
                         lsn: Lsn(appended.durable_at.0 - bytes.len() as u64),
                         durable_at: appended.durable_at,
                         acked: false,
+                        bound: None,
                     })
                     .unwrap();
             }

@@ -307,10 +307,9 @@ fn late_options(said: &Said) -> Result<LateOptions, ConfigError> {
     let millis = |key: &str, span: Option<Span>, default: u32| match span {
         None => Ok(default),
         Some(Span(ms)) if ms > 0 && ms <= limits::CHECK_SPAN_MAX_MS => Ok(ms as u32),
-        Some(span) => refuse(format!(
-            "{key}: {span} is not between 1ms and {}",
-            Span(limits::CHECK_SPAN_MAX_MS)
-        )),
+        Some(span) => {
+            refuse(format!("{key}: {span} is not between 1ms and {}", Span(limits::CHECK_SPAN_MAX_MS)))
+        }
     };
     let timings = Timings {
         first_ms: millis("check-after", said.check_after, default.timings.first_ms)?,

@@ -290,7 +290,8 @@ fn a_killed_server_keeps_transactions_whole() {
                     other => panic!("{number}: {other:?}"),
                 };
             }
-            let quick = TransactionConfig { retry_for: Some(Duration::from_millis(50)), ..Default::default() };
+            let quick =
+                TransactionConfig { retry_for: Some(Duration::from_millis(50)), ..Default::default() };
             let checker = |_: CheckedTransaction| async { Resolution::Unknown };
             let producer = client.transactional_producer("g", quick, checker).await.unwrap();
             let until = Instant::now() + Duration::from_millis(400);
@@ -433,7 +434,8 @@ fn delays_come_at_their_time_and_can_be_changed_until_then() {
         };
         let far = producer.send_after(RecordBuf::new("far"), Some(0), days(51)).await.unwrap().await;
         assert_eq!(refused(far), Some(ErrorCode::DelayTooLong));
-        let near = producer.send_after(RecordBuf::new("near"), Some(0), days(49)).await.unwrap().await.unwrap();
+        let near =
+            producer.send_after(RecordBuf::new("near"), Some(0), days(49)).await.unwrap().await.unwrap();
         let limited = TopicSettings { delay_max_ms: Some(60_000), ..TopicSettings::default() };
         client.alter_topic("t", false, limited).await.unwrap();
         let far = producer.send_after(RecordBuf::new("far"), Some(1), days(1)).await.unwrap().await;
@@ -548,7 +550,10 @@ fn topics_keep_their_settings_and_take_what_these_say() {
         assert_eq!(code(client.alter_topic("t", false, none).await), Some(ErrorCode::UnknownTopic));
         let made = TopicSettings { partitions: Some(4), ttl_ms: Some(9_000), ..none };
         let (topic, settings) = client.alter_topic("t", true, made).await.unwrap();
-        assert_eq!((topic.partitions, settings.ttl_ms, settings.kind), (4, Some(9_000), Some(TopicKind::Mixed)));
+        assert_eq!(
+            (topic.partitions, settings.ttl_ms, settings.kind),
+            (4, Some(9_000), Some(TopicKind::Mixed))
+        );
         let more = TopicSettings { partitions: Some(5), ..none };
         match client.alter_topic("t", false, more).await {
             Err(ClientError::Refused(refused)) => {
@@ -578,11 +583,15 @@ fn topics_keep_their_settings_and_take_what_these_say() {
             assert_eq!(refused(plain), Some(ErrorCode::WrongTopicKind));
         }
         let delayed = producer.send_after(RecordBuf::new("d").key("1"), Some(0), hour).await.unwrap().await;
-        assert!(matches!(&delayed, Err(SendError::Refused(refused)) if refused.code() == Some(ErrorCode::WrongTopicKind)));
+        assert!(
+            matches!(&delayed, Err(SendError::Refused(refused)) if refused.code() == Some(ErrorCode::WrongTopicKind))
+        );
         let (sender, _) = transactional(&client, Resolution::Unknown).await;
         let transaction = sender.begin();
         let half = transaction.send("t", RecordBuf::new("h").key("1"), Some(0)).await.unwrap().await;
-        assert!(matches!(&half, Err(SendError::Refused(refused)) if refused.code() == Some(ErrorCode::WrongTopicKind)));
+        assert!(
+            matches!(&half, Err(SendError::Refused(refused)) if refused.code() == Some(ErrorCode::WrongTopicKind))
+        );
         drop(transaction);
         let small = TopicSettings { record_size_max: Some(100), kind: Some(TopicKind::Mixed), ..none };
         client.alter_topic("t", false, small).await.unwrap();

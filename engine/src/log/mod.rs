@@ -361,6 +361,19 @@ impl Log {
         &self.arena
     }
 
+    /// Where the bytes of a frame are, if its group is in the window or still open.
+    pub fn find(&self, lsn: Lsn, len: usize) -> Option<BufRange> {
+        let open = self.open.as_ref().filter(|open| open.lsn <= lsn);
+        let within = |open: &&OpenGroup| lsn.plus(len as u64) <= open.lsn.plus(open.used as u64);
+        match open.filter(within) {
+            Some(open) => {
+                let start = open.arena_start + lsn.since(open.lsn) as usize;
+                Some(BufRange::new(self.arena.buffer(), start, len))
+            }
+            None => self.arena.find(lsn, len),
+        }
+    }
+
     /// Segments that are kept, oldest first.
     pub fn segments(&self) -> &VecDeque<Segment> {
         &self.segments
@@ -522,7 +535,8 @@ impl Log {
         if let Some(segment) = self.segments.back_mut() {
             segment.last_time = segment.last_time.max(header.timestamp.get());
             segment.frame_bytes += frame.len() as u64;
-            if has_offsets(header) {
+            let planted = self.options.planted.has(Bug::HalvesIndexed) && header.partition.get() != 0;
+            if has_offsets(header) || planted {
                 segment.entries.push(index_entry(header, segment.facts.position(position)));
             }
         }

@@ -68,7 +68,7 @@ impl Shard {
     /// Reads bytes of the log; `out` has them only if they are here. They are not checked if they were cold.
     pub(super) fn read_log(&mut self, ring: &Ring, lsn: Lsn, len: usize, out: &mut Vec<u8>) -> Reading {
         out.clear();
-        if let Some(range) = self.log.arena().find(lsn, len) {
+        if let Some(range) = self.log.find(lsn, len) {
             out.extend_from_slice(ring.memory.bytes(range));
             return Reading::Here;
         }
@@ -129,7 +129,7 @@ impl Shard {
             count: bind.count,
         };
         let at = self.late.locate(bind.target);
-        if let Some(range) = self.log.arena().find(at, bind.target_len as usize) {
+        if let Some(range) = self.log.find(at, bind.target_len as usize) {
             // What was checked when it came in goes out as it is.
             let bytes = ring.memory.bytes(range);
             if let Ok(header) = FrameHeader::parse(bytes)

@@ -166,6 +166,22 @@ pub enum Peeked {
     Damaged,
 }
 
+/// A BIND that was appended, for tests: shards bind by themselves.
+#[cfg(feature = "sim")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindTrace {
+    /// Its partition.
+    pub partition: PartitionId,
+    /// First offset that it gives.
+    pub base_offset: Offset,
+    /// Its append time.
+    pub timestamp: i64,
+    /// What it says.
+    pub bind: Bind,
+    /// Where it is.
+    pub lsn: Lsn,
+}
+
 /// When delays want to be looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TimerState {
@@ -179,6 +195,12 @@ impl Shard {
     /// What waits, what became of it, and counts.
     pub fn late(&self) -> &Late {
         &self.late
+    }
+
+    /// BINDs that were appended since the last call.
+    #[cfg(feature = "sim")]
+    pub fn take_bind_trace(&mut self) -> Vec<BindTrace> {
+        std::mem::take(&mut self.bind_trace)
     }
 
     /// Changes the bounds of what waits.
@@ -520,6 +542,8 @@ impl Shard {
         let durable_at = lsn.plus(BIND_SIZE as u64);
         let segment_base = self.log.segments().back().map_or(lsn, |segment| segment.facts.base);
         self.late.bound(bind, lsn, segment_base, timestamp, durable_at);
+        #[cfg(feature = "sim")]
+        self.bind_trace.push(BindTrace { partition: id, base_offset, timestamp, bind: *bind, lsn });
         self.stats.binds += 1;
         self.stats.records += u64::from(bind.count);
         Ok((base_offset, durable_at))

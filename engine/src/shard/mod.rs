@@ -29,6 +29,8 @@ use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
 pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
+#[cfg(feature = "sim")]
+pub use late::BindTrace;
 pub use late::{
     BodyRef, Bound, Ended, FoundBody, LateError, NewBind, Peeked, TIMER_CHANGES_MAX, TimerChange,
     TimerOutcome,
@@ -213,6 +215,8 @@ pub struct Shard {
     late: Late,
     timers: late::TimerState,
     moving: bodies::Moving,
+    #[cfg(feature = "sim")]
+    bind_trace: Vec<late::BindTrace>,
     sidecar: Option<SidecarJob>,
     reindex: Option<Reindex>,
     checkpointing: Checkpointing,
@@ -278,6 +282,8 @@ impl Shard {
             late,
             timers: late::TimerState::default(),
             moving: bodies::Moving::default(),
+            #[cfg(feature = "sim")]
+            bind_trace: Vec::new(),
             sidecar: None,
             reindex: None,
             checkpointing: Checkpointing::after(covered.0, covered.1),

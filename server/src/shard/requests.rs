@@ -326,7 +326,13 @@ impl ShardServer {
 
     // -- topics --------------------------------------------------------------------------------------------
 
-    pub(super) fn ask_catalogue(&mut self, connection: &mut Connection, correlation: u64, op: Op, work: Work) {
+    pub(super) fn ask_catalogue(
+        &mut self,
+        connection: &mut Connection,
+        correlation: u64,
+        op: Op,
+        work: Work,
+    ) {
         let pending = connection.keep(Pending::Topic { correlation, op: op as u8 });
         let origin = self.origin(connection, u64::from(pending));
         self.ask(connection, origin, 0, work);
@@ -530,7 +536,15 @@ impl ShardServer {
                     remaining: 1,
                     bytes: frames.len(),
                 });
-                Current { pending, next: 0, frame_at: 0, durable_at: 0, held_us: None, was_held: false, charged: false }
+                Current {
+                    pending,
+                    next: 0,
+                    frame_at: 0,
+                    durable_at: 0,
+                    held_us: None,
+                    was_held: false,
+                    charged: false,
+                }
             }
         };
         while let Some(slot) = produce.slots.get(current.next) {
@@ -920,7 +934,13 @@ fn error(connection: &mut Connection, header: &Header, code: ErrorCode, message:
     body.encode(header.op, header.correlation(), header.handle(), &mut connection.out);
 }
 
-pub(super) fn plain_error(connection: &mut Connection, op: Op, correlation: u64, handle: u32, code: ErrorCode) {
+pub(super) fn plain_error(
+    connection: &mut Connection,
+    op: Op,
+    correlation: u64,
+    handle: u32,
+    code: ErrorCode,
+) {
     let body = ErrorBody { code: code as u16, retry_after_ms: 0, message: code.text() };
     body.encode(op as u8, correlation, handle, &mut connection.out);
 }

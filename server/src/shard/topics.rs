@@ -311,9 +311,8 @@ impl ShardServer {
     pub(super) fn enter_topic(&mut self, entry: TopicEntry) {
         let owns = entry.partition_ids().any(|id| id.shard(self.topics.shards).0 == self.topics.own);
         let logged = self.shard.catalogue().by_id(entry.topic);
-        let is_logged = logged.is_some_and(|logged| {
-            logged.deleted || (!entry.deleted && logged.revision >= entry.revision)
-        });
+        let is_logged = logged
+            .is_some_and(|logged| logged.deleted || (!entry.deleted && logged.revision >= entry.revision));
         if owns && !is_logged {
             self.topics.to_log.push_back(ToLog::Entry(entry));
             self.turn_topics();
@@ -355,11 +354,9 @@ impl ShardServer {
     }
 
     fn finish_change(&mut self, topic: TopicId) {
-        let done = self
-            .topics
-            .changes
-            .get(&topic)
-            .is_some_and(|change| change.missing == 0 && self.topics.known.by_id(topic) == Some(&change.entry));
+        let done = self.topics.changes.get(&topic).is_some_and(|change| {
+            change.missing == 0 && self.topics.known.by_id(topic) == Some(&change.entry)
+        });
         if !done {
             return;
         }

@@ -228,7 +228,8 @@ impl ShardServer {
         if let Some(at) = self.late.topics.known(index) {
             return Some(at);
         }
-        let entry = self.topics.by_partition(partition).or_else(|| self.shard.catalogue().by_partition(partition))?;
+        let entry =
+            self.topics.by_partition(partition).or_else(|| self.shard.catalogue().by_partition(partition))?;
         let entry = entry.clone();
         let owned = self.owned((entry.first_partition, entry.partitions)).count() as u32;
         Some(self.late.topics.enter(index, &entry, owned))

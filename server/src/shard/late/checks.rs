@@ -163,12 +163,7 @@ impl ShardServer {
     }
 
     /// Asks one producer of the group.
-    pub(super) fn send_check(
-        &mut self,
-        txn: u128,
-        attempt: u16,
-        found: Option<(PartitionId, Vec<u8>)>,
-    ) {
+    pub(super) fn send_check(&mut self, txn: u128, attempt: u16, found: Option<(PartitionId, Vec<u8>)>) {
         let now_ms = self.ring.now().wall_ms;
         let Some((group, since_ms, halves, _)) = self.late.coordinator.facts(txn) else { return };
         let Some(((shard, connection), registration)) = self.late.registry.choose(group) else {

@@ -406,7 +406,9 @@ impl World {
         match action {
             Action::Freeze { shard, txn, round } => self.send(at, shard, Letter::Freeze { txn, round }),
             Action::GoOn { shard, txn } => self.send(at, shard, Letter::GoOn { txn }),
-            Action::Resolve { shard, txn, commit, .. } => self.send(at, shard, Letter::Resolve { txn, commit }),
+            Action::Resolve { shard, txn, commit, .. } => {
+                self.send(at, shard, Letter::Resolve { txn, commit })
+            }
             Action::Log { decision, .. } => {
                 let refuse = self.draw(10) == 0;
                 let shard = &mut self.shards[usize::from(at)];

@@ -124,13 +124,36 @@ pub(super) enum LatePending {
 /// What shards have said so far.
 #[derive(Debug)]
 pub(super) enum Gather {
-    Timers { found: Vec<timers::Timer>, pending: u64, limit: usize, more: bool },
-    Purge { changed: u64, more: bool, failed: Option<ErrorCode> },
-    Transactions { found: Vec<Listed>, limit: usize, more: bool },
-    Show { listed: Option<Listed>, halves: Vec<transactions::Half> },
-    Stats { name: String, stats: settings::ShardTopicStats },
+    Timers {
+        found: Vec<timers::Timer>,
+        pending: u64,
+        limit: usize,
+        more: bool,
+    },
+    Purge {
+        changed: u64,
+        more: bool,
+        failed: Option<ErrorCode>,
+    },
+    Transactions {
+        found: Vec<Listed>,
+        limit: usize,
+        more: bool,
+    },
+    Show {
+        listed: Option<Listed>,
+        halves: Vec<transactions::Half>,
+    },
+    Stats {
+        name: String,
+        stats: settings::ShardTopicStats,
+    },
     /// The kind of a topic may change if nothing is pending that the new one does not take.
-    Alter { name: String, patch: SettingsPatch, stats: settings::ShardTopicStats },
+    Alter {
+        name: String,
+        patch: SettingsPatch,
+        stats: settings::ShardTopicStats,
+    },
 }
 
 /// What follows when the log is durable.
@@ -138,7 +161,11 @@ pub(super) enum Gather {
 pub(super) enum Durable {
     Transaction(TransactionDurable),
     /// An answer; another one if the log fails.
-    Reply { origin: Origin, answer: LateAnswer, lost: LateAnswer },
+    Reply {
+        origin: Origin,
+        answer: LateAnswer,
+        lost: LateAnswer,
+    },
 }
 
 /// What a shard keeps for it.
@@ -232,14 +259,7 @@ impl ShardServer {
     }
 
     /// Asks one shard.
-    fn ask_one(
-        &mut self,
-        connection: &mut Connection,
-        correlation: u64,
-        op: Op,
-        shard: u16,
-        work: LateWork,
-    ) {
+    fn ask_one(&mut self, connection: &mut Connection, correlation: u64, op: Op, shard: u16, work: LateWork) {
         let pending = connection.keep(Pending::Late(LatePending::One { correlation, op }));
         let origin = self.origin(connection, u64::from(pending));
         self.ask(connection, origin, shard, Work::Late(work));
@@ -270,7 +290,8 @@ impl ShardServer {
     /// The shards that own some of these partitions.
     fn shards_of(&self, (first, count): Partitions) -> Vec<u16> {
         let shards = self.mail.shards();
-        let owners = (first.0..first.0 + count.min(u32::from(shards))).map(|id| PartitionId(id).shard(shards).0);
+        let owners =
+            (first.0..first.0 + count.min(u32::from(shards))).map(|id| PartitionId(id).shard(shards).0);
         owners.collect()
     }
 
@@ -474,10 +495,7 @@ impl Gather {
                 found.extend(theirs);
                 *more |= again;
             }
-            (
-                Self::Show { listed, halves },
-                LateAnswer::Shown { listed: theirs, halves: more },
-            ) => {
+            (Self::Show { listed, halves }, LateAnswer::Shown { listed: theirs, halves: more }) => {
                 *listed = listed.take().or(theirs);
                 halves.extend(more);
             }

@@ -11,9 +11,7 @@ use ringmq_format::PartitionId;
 use ringmq_format::catalogue::{TopicEntry, TopicSettings};
 use ringmq_format::limits::TOPIC_PARTITIONS_MAX;
 use ringmq_format::name::check_topic_name;
-use ringmq_protocol::{
-    AlterTopic, AlteredTopic, ErrorCode, Op, Response, TopicSettings as Wire, TopicStats,
-};
+use ringmq_protocol::{AlterTopic, AlteredTopic, ErrorCode, Op, Response, TopicSettings as Wire, TopicStats};
 
 /// Partitions of a topic whose first record is looked up for its statistics.
 const TIMES_LOOKED_UP: usize = 256;

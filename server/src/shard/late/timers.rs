@@ -9,8 +9,8 @@ use ringmq_engine::shard::{LateError, Peeked, TimerChange as EngineChange, Timer
 use ringmq_format::{Lsn, PartitionId};
 use ringmq_protocol::limits::LIST_TIMERS_MAX;
 use ringmq_protocol::{
-    ErrorCode, ItemsBuf, ListTimers, Op, PeekMessage, Peeked as PeekedWire, Response, TimerChange, TimerEntry,
-    TimerPage,
+    ErrorCode, ItemsBuf, ListTimers, Op, PeekMessage, Peeked as PeekedWire, Response, TimerChange,
+    TimerEntry, TimerPage,
 };
 
 /// Delays that a list or a purge looks at in one turn.
@@ -75,9 +75,7 @@ impl ShardServer {
     ) -> Result<(), (ErrorCode, &'static str)> {
         let (partition, lsn, due_ms) = match change {
             TimerChange::Cancel { partition, lsn } => (PartitionId(partition), lsn, None),
-            TimerChange::Reschedule { partition, lsn, due_ms } => {
-                (PartitionId(partition), lsn, Some(due_ms))
-            }
+            TimerChange::Reschedule { partition, lsn, due_ms } => (PartitionId(partition), lsn, Some(due_ms)),
             TimerChange::Purge { topic } => {
                 let of = self.partitions_of(topic)?;
                 let shards = self.shards_of(of);
@@ -108,15 +106,13 @@ impl ShardServer {
         let wanted = |partition: PartitionId| {
             of.is_none_or(|(first, count)| partition.0.wrapping_sub(first.0) < count)
         };
-        let mut steps = 0;
-        for waiting in self.shard.late().timers_after(walk.after) {
+        for (steps, waiting) in self.shard.late().timers_after(walk.after).enumerate() {
             if walk.found.len() > walk.limit {
                 return true;
             }
             if steps == STEPS_PER_TURN {
                 return false;
             }
-            steps += 1;
             walk.after = waiting.key();
             if wanted(waiting.partition) && self.shard.extent(waiting.partition).is_some() {
                 let (len, count) = (waiting.len, waiting.count);

@@ -30,23 +30,51 @@ const DISK_FULL_RETRY_MS: u32 = 1_000;
 /// Something to be appended.
 #[derive(Debug)]
 pub(super) enum ToLog {
-    Decision { decision: Decision, group: String },
-    Done { txn: u128 },
-    Check { txn: u128, attempts: u16, parked: bool, answer: Option<Origin> },
+    Decision {
+        decision: Decision,
+        group: String,
+    },
+    Done {
+        txn: u128,
+    },
+    Check {
+        txn: u128,
+        attempts: u16,
+        parked: bool,
+        answer: Option<Origin>,
+    },
     /// This shard's part; `to` is the coordinator.
-    Resolve { to: u16, txn: u128, commit: bool, time_ms: i64 },
+    Resolve {
+        to: u16,
+        txn: u128,
+        commit: bool,
+        time_ms: i64,
+    },
 }
-
 
 /// What follows when the log is durable.
 #[derive(Debug)]
 pub(in crate::shard) enum TransactionDurable {
     /// Its coordinator hears of a half or a position.
-    Tell { txn: u128 },
-    Prepared { to: u16, txn: u128, round: u64, part: Part },
-    Applied { to: u16, txn: u128 },
-    Logged { txn: u128 },
-    Rechecked { origin: Origin },
+    Tell {
+        txn: u128,
+    },
+    Prepared {
+        to: u16,
+        txn: u128,
+        round: u64,
+        part: Part,
+    },
+    Applied {
+        to: u16,
+        txn: u128,
+    },
+    Logged {
+        txn: u128,
+    },
+    Rechecked {
+        origin: Origin,
+    },
 }
 
 /// A half message in the answer to a look at a transaction.
@@ -156,8 +184,7 @@ impl ShardServer {
             });
         }
         let transactions: ItemsBuf = std::iter::once(entry(&listed)).collect();
-        let page =
-            TransactionPage { transactions: transactions.items(), halves: items.items(), more: false };
+        let page = TransactionPage { transactions: transactions.items(), halves: items.items(), more: false };
         self.respond(key, correlation, &Response::Transactions(page));
     }
 
@@ -305,8 +332,7 @@ impl ShardServer {
         let mut decisions = Vec::new();
         for (part, decision) in late.decisions() {
             let ringmq_engine::late::Decision { participants, time_ms, halves, positions } = *decision;
-            let decision =
-                Decision { txn: part.txn, commit: true, participants, time_ms, halves, positions };
+            let decision = Decision { txn: part.txn, commit: true, participants, time_ms, halves, positions };
             decisions.push((decision, part.group.to_string()));
         }
         let checks: Vec<_> = late
@@ -526,8 +552,7 @@ impl ShardServer {
     fn listed(&self, txn: u128) -> Option<Listed> {
         self.late.coordinator.list_one(txn).or_else(|| {
             let resolved = self.resolution(txn)?;
-            let state =
-                if resolved.commit { TransactionState::Committed } else { TransactionState::Aborted };
+            let state = if resolved.commit { TransactionState::Committed } else { TransactionState::Aborted };
             Some(Listed {
                 txn,
                 group: resolved.group,

@@ -123,7 +123,7 @@ fn all_of_a_transaction_is_visible_or_nothing() {
             assert_eq!((&*peeked.topic, peeked.transaction), ("mail", Some(id)));
             assert_eq!(&peeked.records[0].body[..], b"thanks");
             let page = client.list_transactions("payments", None, None, 0).await.unwrap();
-            assert_eq!(page.transactions, [shown.clone()]);
+            assert_eq!(page.transactions, std::slice::from_ref(&shown));
             let none = client.list_transactions("", Some(TransactionState::Parked), None, 0).await.unwrap();
             assert!(none.transactions.is_empty());
 

@@ -37,7 +37,10 @@ fn prepared(parts: [u32; 3], ends: Vec<End<u32>>) -> Coordinator<u32> {
     coordinator
 }
 
-fn answers(actions: &[Action<u32>]) -> Vec<(u32, Result<(u32, bool), ErrorCode>)> {
+/// Halves and whether it was so earlier.
+type Said = Result<(u32, bool), ErrorCode>;
+
+fn answers(actions: &[Action<u32>]) -> Vec<(u32, Said)> {
     let answers = actions.iter().filter_map(|action| match action {
         Action::Answer { asker, outcome: Outcome::Done { halves, earlier, .. } } => {
             Some((*asker, Ok((*halves, *earlier))))
@@ -625,7 +628,7 @@ impl World {
 
 fn run(seed: u64, planted: bool) {
     let mut world = World::new(seed, planted);
-    let crashes = seed % 3 != 0;
+    let crashes = !seed.is_multiple_of(3);
     for _ in 0..400 {
         let txn = 100 + world.draw(6) as u128;
         let (at, other) = (world.draw(3) as u16, world.draw(3) as u16);

@@ -290,8 +290,9 @@ fn a_killed_server_keeps_transactions_whole() {
                     other => panic!("{number}: {other:?}"),
                 };
             }
-            let quick =
-                TransactionConfig { retry_for: Some(Duration::from_millis(50)), ..Default::default() };
+            let quick = Some(Duration::from_millis(100));
+            let producer = ProducerConfig { retry_for: quick, ..ProducerConfig::default() };
+            let quick = TransactionConfig { producer, retry_for: quick, ..TransactionConfig::default() };
             let checker = |_: CheckedTransaction| async { Resolution::Unknown };
             let producer = client.transactional_producer("g", quick, checker).await.unwrap();
             let until = Instant::now() + Duration::from_millis(400);
@@ -649,4 +650,76 @@ fn rates_hold_producers_back_without_losing_anything() {
         }
         assert!(client.topic_stats("bytes").await.unwrap().throttled.unwrap() > 0);
     });
+}
+
+#[test]
+fn topics_keep_as_long_as_they_say() {
+    let dir = scratch();
+    let launch = launch(&dir, &[]).port(free_ports(2));
+    let Some(server) = launch.ready() else { return };
+    run(async {
+        let client = connect(&server).await;
+        client.create_topic("aged", 2, false).await.unwrap();
+        client.create_topic("sized", 1, false).await.unwrap();
+        client.create_topic("kept", 1, false).await.unwrap();
+        for topic in ["aged", "sized", "kept"] {
+            let producer = client.producer(topic, ProducerConfig::default()).await.unwrap();
+            for _ in 0..100 {
+                producer.send(RecordBuf::new(vec![b'x'; 1_000]), Some(0)).await.unwrap().await.unwrap();
+            }
+        }
+        let none = TopicSettings::default();
+        client.alter_topic("aged", false, TopicSettings { retention_ms: Some(1_000), ..none }).await.unwrap();
+        client
+            .alter_topic("sized", false, TopicSettings { retention_bytes: Some(50_000), ..none })
+            .await
+            .unwrap();
+        let aged = client.producer("aged", ProducerConfig::default()).await.unwrap();
+        let sized = client.producer("sized", ProducerConfig::default()).await.unwrap();
+        for _ in 0..100 {
+            sized.send(RecordBuf::new(vec![b'x'; 1_000]), Some(0)).await.unwrap().await.unwrap();
+        }
+        sleep(Duration::from_millis(2_500)).await;
+        aged.send(RecordBuf::new("new"), Some(0)).await.unwrap().await.unwrap();
+        let start = async |topic| client.describe_topic(topic).await.unwrap().partitions[0];
+        while start("aged").await.log_start < 100 || start("sized").await.log_start < 150 {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let (aged, sized, kept) = (start("aged").await, start("sized").await, start("kept").await);
+        assert!((100..=101).contains(&aged.log_start) && aged.visible_end == 101, "{aged:?}");
+        assert!((150..170).contains(&sized.log_start) && sized.visible_end == 200, "{sized:?}");
+        assert_eq!(kept.log_start, 0);
+        assert_eq!(visible(&client, "kept").await.len(), 100);
+    });
+    // Over a restart.
+    server.stop_cleanly();
+    let Some(server) = launch.ready() else { return };
+    run(async {
+        let client = connect(&server).await;
+        let sized = client.describe_topic("sized").await.unwrap().partitions[0];
+        assert!((150..170).contains(&sized.log_start), "{sized:?}");
+    });
+}
+
+#[test]
+fn space_comes_back_when_topics_keep_nothing_of_a_segment() {
+    let dir = scratch();
+    let Some(server) = launch(&dir, &["--shards=1", "--segment-size=4M"]).ready() else { return };
+    run(async {
+        let client = connect(&server).await;
+        let keep = TopicSettings { retention_bytes: Some(4 << 20), ..TopicSettings::default() };
+        client.alter_topic("t", true, keep).await.unwrap();
+        let producer = client.producer("t", ProducerConfig::default()).await.unwrap();
+        for _ in 0..40 {
+            for _ in 0..100 {
+                drop(producer.send(RecordBuf::new(vec![b'x'; 20_000]), Some(0)).await.unwrap());
+            }
+            producer.flush().await.unwrap();
+        }
+        while server.metric("ringmq_retention_removed_segments_total") < 3.0 {
+            producer.send(RecordBuf::new(vec![b'x'; 20_000]), Some(0)).await.unwrap().await.unwrap();
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    server.stop_cleanly();
 }

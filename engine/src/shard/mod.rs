@@ -14,6 +14,7 @@ mod fetch;
 mod late;
 pub mod offline;
 mod replay;
+mod retention;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
@@ -222,6 +223,7 @@ pub struct Shard {
     checkpointing: Checkpointing,
     stopping: Stopping,
     retention_at_us: u64,
+    topic_retention: retention::TopicRetention,
     wants_checkpoint: bool,
     stats: ShardStats,
     visible_scratch: Vec<(u32, Offset)>,
@@ -289,6 +291,7 @@ impl Shard {
             checkpointing: Checkpointing::after(covered.0, covered.1),
             stopping: Stopping::No,
             retention_at_us: 0,
+            topic_retention: retention::TopicRetention::default(),
             wants_checkpoint: false,
             stats: ShardStats::default(),
             visible_scratch: Vec::new(),
@@ -297,6 +300,8 @@ impl Shard {
         let mut shard = shard;
         let bytes = waiting_bytes_max(&shard.options);
         shard.set_late_limits(LateLimits { bytes, ..LateLimits::default() });
+        let topics: Vec<TopicEntry> = shard.catalogue.all().cloned().collect();
+        topics.iter().for_each(|topic| shard.retain_topic(topic));
         Ok((shard, report))
     }
 
@@ -393,6 +398,7 @@ impl Shard {
         let lsn = self.log.append(ring, &header, frame.bytes, touched)?;
         let durable_at = lsn.plus(frame.bytes.len() as u64);
         partition.push(&mut self.frames, &header, lsn);
+        self.topic_retention.appended(index, base_offset, frame.bytes.len() as u64);
         partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
         self.stats.records += u64::from(header.count.get());
         self.stats.frame_bytes += frame.bytes.len() as u64;
@@ -452,6 +458,7 @@ impl Shard {
             self.options.shards,
             entry.clone(),
         );
+        self.retain_topic(entry);
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -528,7 +535,9 @@ impl Shard {
             return cold;
         }
         let running = self.stopping == Stopping::No;
-        let retains = self.options.retain_time_ms.is_some() || self.options.retain_size.is_some();
+        let retains = self.options.retain_time_ms.is_some()
+            || self.options.retain_size.is_some()
+            || self.topic_retention.is_needed();
         let retention = (running && retains).then_some(self.retention_at_us);
         let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
             .then_some(self.checkpointing.retry_at_us());
@@ -549,11 +558,12 @@ impl Shard {
             return;
         }
         self.retention_at_us = now.mono_us + RETENTION_PERIOD_US;
+        self.turn_topic_retention(ring);
         let by_age = self.oldest_has_expired(now.wall_ms);
         loop {
             let kept: u64 = self.log.segments().iter().map(|segment| segment.facts.capacity).sum();
             let by_size = self.options.retain_size.is_some_and(|size| kept > size);
-            if !(by_size || by_age) || self.log.segments().len() < 2 {
+            if !(by_size || by_age || self.oldest_is_dead()) || self.log.segments().len() < 2 {
                 return;
             }
             let Some(oldest) = self.log.segments().front() else { return };
@@ -571,7 +581,7 @@ impl Shard {
             for partition in self.partitions.iter_mut().flatten() {
                 partition.retire(&self.frames, segment.facts.seq);
             }
-            if by_age && !by_size {
+            if !by_size {
                 return; // one a period: a clock that jumps ahead empties nothing at once
             }
         }

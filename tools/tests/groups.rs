@@ -8,7 +8,8 @@ mod harness;
 use harness::{Launch, Server, free_ports, scratch};
 use ringmq_client::{
     BroadcastStart, Client, ClientConfig, ClientError, ErrorCode, GroupConfig, GroupConsumer, GroupError,
-    GroupMode, GroupOptions, GroupStart, ProducerConfig, RecordBuf, SetGroupMode, StreamConfig,
+    GroupMode, GroupOptions, GroupStart, ProducerConfig, RecordBuf, Resolution, SetGroupMode, StreamConfig,
+    TransactionConfig,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -359,5 +360,58 @@ async fn a_group_is_made_looked_at_moved_and_removed() {
     let mut numbers = take(&mut second, 4).await;
     numbers.sort_unstable();
     assert_eq!(numbers, [104, 105, 106, 107]);
+    server.stop_cleanly();
+}
+
+#[tokio::test]
+async fn positions_become_true_with_their_transaction_and_never_without() {
+    let dir = scratch();
+    let launch = Launch::new(&dir.path().join("data")).args(&["--shards=2"]).port(free_ports(2));
+    let Some(server) = launch.ready() else { return };
+    let address = server.address;
+    let client = connect(address).await;
+    client.create_topic("t", 4, false).await.unwrap();
+    client.create_topic("u", 3, false).await.unwrap();
+    publish(&client, 4, 0..40).await;
+    let checker = |_| async { Resolution::Unknown };
+    let producer = client.transactional_producer("p", TransactionConfig::default(), checker).await.unwrap();
+    let by_hand = StreamConfig { auto_commit: None, ..StreamConfig::default() };
+    let consumed = async || {
+        let described = client.describe_group("g").await.unwrap();
+        described.positions.iter().map(|position| position.watermark).sum::<u64>()
+    };
+    // Everything is read, written elsewhere, and rolled back; once more, and committed. A kill in between changes
+    // neither what waits nor what is true.
+    let mut server = server;
+    for (commits, expected) in [(false, 0), (true, 40)] {
+        let mut consumer = client.group_consumer(group("g"), by_hand.clone()).await.unwrap();
+        let transaction = producer.begin();
+        for _ in 0..40 {
+            let record = timeout(SOON, consumer.next()).await.unwrap().unwrap();
+            let copy = RecordBuf::new(record.body.clone());
+            transaction.send("u", copy, Some(number(&record.body) % 3)).await.unwrap().await.unwrap();
+        }
+        transaction.send_offsets(&consumer.processed().unwrap()).await.unwrap();
+        assert_eq!(consumed().await, 0);
+        server.kill();
+        server = launch.ready().unwrap();
+        assert_eq!(consumed().await, 0);
+        match commits {
+            true => drop(transaction.commit().await.unwrap()),
+            false => transaction.rollback().await.unwrap(),
+        }
+        let applied = async {
+            while consumed().await != expected {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, applied).await.unwrap();
+        consumer.close(false).await.unwrap();
+    }
+    server.kill();
+    let server = launch.ready().unwrap();
+    assert_eq!(consumed().await, 40);
+    let ends = client.describe_topic("u").await.unwrap();
+    assert_eq!(ends.partitions.iter().map(|partition| partition.visible_end).sum::<u64>(), 40);
     server.stop_cleanly();
 }

@@ -118,6 +118,8 @@ pub fn text() -> String {
             partitions,
             name_len,
             state,
+            settings,
+            revision,
             reserved,
             created_ms,
         }
@@ -153,6 +155,21 @@ pub fn text() -> String {
         }
     );
     table!(out, late::TimerItem { identity, due_ms, time_ms });
+    table!(
+        out,
+        catalogue::TopicSettingsItem {
+            retention_ms,
+            retention_bytes,
+            delay_max_ms,
+            ttl_ms,
+            rate_bytes,
+            producer_rate_bytes,
+            rate_records,
+            record_size_max,
+            kind,
+            reserved,
+        }
+    );
     table!(
         out,
         consumer_group::ConsumerGroupHeader {
@@ -387,6 +404,8 @@ mod tests {
             deleted: false,
             created_ms: 1_795_328_984_100,
             name: "hello".to_owned(),
+            revision: 0,
+            settings: Default::default(),
         };
         let mut payload = Vec::new();
         topic.encode(&mut payload);

@@ -541,6 +541,7 @@ impl Shard {
         let touched = Some((index as u32, frame.header.end_offset()));
         let lsn = self.log.append(ring, frame.header, &bytes, touched)?;
         partition.push(&mut self.frames, frame.header, lsn);
+        self.topic_retention.appended(index, base_offset, u64::from(bind.target_len));
         let durable_at = lsn.plus(BIND_SIZE as u64);
         let segment_base = self.log.segments().back().map_or(lsn, |segment| segment.facts.base);
         self.late.bound(bind, lsn, segment_base, timestamp, durable_at);

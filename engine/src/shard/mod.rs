@@ -15,6 +15,7 @@ mod groups;
 mod late;
 pub mod offline;
 mod replay;
+mod retention;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
@@ -228,6 +229,7 @@ pub struct Shard {
     checkpointing: Checkpointing,
     stopping: Stopping,
     retention_at_us: u64,
+    topic_retention: retention::TopicRetention,
     wants_checkpoint: bool,
     stats: ShardStats,
     visible_scratch: Vec<(u32, Offset)>,
@@ -297,6 +299,7 @@ impl Shard {
             checkpointing: Checkpointing::after(covered.0, covered.1),
             stopping: Stopping::No,
             retention_at_us: 0,
+            topic_retention: retention::TopicRetention::default(),
             wants_checkpoint: false,
             stats: ShardStats::default(),
             visible_scratch: Vec::new(),
@@ -305,6 +308,8 @@ impl Shard {
         let mut shard = shard;
         let bytes = waiting_bytes_max(&shard.options);
         shard.set_late_limits(LateLimits { bytes, ..LateLimits::default() });
+        let topics: Vec<TopicEntry> = shard.catalogue.all().cloned().collect();
+        topics.iter().for_each(|topic| shard.retain_topic(topic));
         Ok((shard, report))
     }
 
@@ -366,6 +371,11 @@ impl Shard {
         Some(Extent { start: partition.start(), visible: partition.visible() })
     }
 
+    /// When something was last appended to a partition, Unix milliseconds; 0 if nothing ever was.
+    pub fn last_time(&self, id: PartitionId) -> i64 {
+        self.partition(id).map_or(0, Partition::last_time)
+    }
+
     /// Appends a producer's frame. `frame` is whole and its header was parsed (F1 to F5).
     pub fn append(
         &mut self,
@@ -400,6 +410,7 @@ impl Shard {
         let lsn = self.log.append(ring, &header, frame.bytes, touched)?;
         let durable_at = lsn.plus(frame.bytes.len() as u64);
         partition.push(&mut self.frames, &header, lsn);
+        self.topic_retention.appended(index, base_offset, frame.bytes.len() as u64);
         partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
         self.stats.records += u64::from(header.count.get());
         self.stats.frame_bytes += frame.bytes.len() as u64;
@@ -427,6 +438,7 @@ impl Shard {
         if entry.deleted {
             groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
         }
+        self.retain_topic(entry);
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -505,7 +517,9 @@ impl Shard {
             return cold;
         }
         let running = self.stopping == Stopping::No;
-        let retains = self.options.retain_time_ms.is_some() || self.options.retain_size.is_some();
+        let retains = self.options.retain_time_ms.is_some()
+            || self.options.retain_size.is_some()
+            || self.topic_retention.is_needed();
         let retention = (running && retains).then_some(self.retention_at_us);
         let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
             .then_some(self.checkpointing.retry_at_us());
@@ -526,11 +540,12 @@ impl Shard {
             return;
         }
         self.retention_at_us = now.mono_us + RETENTION_PERIOD_US;
+        self.turn_topic_retention(ring);
         let by_age = self.oldest_has_expired(now.wall_ms);
         loop {
             let kept: u64 = self.log.segments().iter().map(|segment| segment.facts.capacity).sum();
             let by_size = self.options.retain_size.is_some_and(|size| kept > size);
-            if !(by_size || by_age) || self.log.segments().len() < 2 {
+            if !(by_size || by_age || self.oldest_is_dead()) || self.log.segments().len() < 2 {
                 return;
             }
             let Some(oldest) = self.log.segments().front() else { return };
@@ -548,7 +563,7 @@ impl Shard {
             for partition in self.partitions.iter_mut().flatten() {
                 partition.retire(&self.frames, segment.facts.seq);
             }
-            if by_age && !by_size {
+            if !by_size {
                 return; // one a period: a clock that jumps ahead empties nothing at once
             }
         }

@@ -14,10 +14,10 @@ use super::membership::{Beat, Member, Membership, Now, Refusal, Released, Shape}
 use super::work::{GroupAnswer, GroupWork, Join, Joined, Members, Notice, Refused};
 use crate::shard::mail::{Answer, ConnectionKey, Origin, Work};
 use crate::shard::requests::NOBODY;
-use crate::shard::topics::Topics;
+use crate::shard::topics::{NewTopic, Topics};
 use crate::shard::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::AppendError;
-use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::catalogue::{TopicEntry, TopicSettings};
 use ringmq_format::consumer_group::{ConsumerGroup, GroupMode, GroupOptions};
 use ringmq_format::limits::{GROUPS_MAX, TOPIC_NAME_MAX};
 use ringmq_format::{GroupId, Lsn, PartitionId};
@@ -624,7 +624,9 @@ impl ShardServer {
             self.groups.coordinator.awaiting_topic.insert(ticket, (origin, answer, group, member));
             let asks = Origin { shard: self.own, connection: NOBODY, tag: ticket };
             let partitions = u32::from(self.mail.shards());
-            self.dispatch(asks, 0, Work::CreateTopic { name, partitions, if_not_exists: true });
+            let settings = TopicSettings::default();
+            let topic = NewTopic { name, partitions, if_not_exists: true, settings };
+            self.dispatch(asks, 0, Work::CreateTopic(topic));
         }
         self.tell(notices, reply);
     }

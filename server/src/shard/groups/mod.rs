@@ -51,6 +51,11 @@ impl GroupState {
         self.coordinator.count() + self.offsets.count()
     }
 
+    /// Groups that consume a topic.
+    pub(super) fn consuming(&self, topic: &str) -> u32 {
+        self.registry.consuming(topic)
+    }
+
     /// A topic was made, changed or deleted.
     pub(super) fn topic_changed(&mut self, entry: &TopicEntry) {
         self.coordinator.topic_changed(&entry.name);

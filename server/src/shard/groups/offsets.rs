@@ -194,6 +194,9 @@ impl ShardServer {
             let result = self.shard.log_cursors(&mut self.ring, batch.txn, &changes);
             let code = match result {
                 Ok(durable_at) => {
+                    if batch.txn != 0 {
+                        self.tell_of_transaction(batch.txn, durable_at);
+                    }
                     for (origin, outcomes) in batch.waiting {
                         let unknown = with_outcome(&outcomes, ErrorCode::OutcomeUnknown);
                         let answer = GroupAnswer::Committed;

@@ -101,6 +101,12 @@ impl Registry {
         all.then(|| self.by_name.range::<str, _>(range).filter_map(|(_, group)| self.groups.get(group)))
     }
 
+    /// Groups that consume a topic.
+    pub(super) fn consuming(&self, topic: &str) -> u32 {
+        let consumes = |known: &&KnownGroup| known.entry.subscriptions.iter().any(|one| one.topic == topic);
+        self.groups.values().filter(consumes).count() as u32
+    }
+
     /// Groups in all.
     pub(super) fn len(&self) -> usize {
         self.groups.len()

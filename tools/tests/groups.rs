@@ -5,11 +5,15 @@
 #[path = "common/harness.rs"]
 mod harness;
 
-use harness::{Launch, Server, free_ports, scratch};
+use harness::{Launch, Raw, Server, free_ports, scratch};
 use ringmq_client::{
     BroadcastStart, Client, ClientConfig, ClientError, ErrorCode, GroupConfig, GroupConsumer, GroupError,
     GroupMode, GroupOptions, GroupStart, ProducerConfig, RecordBuf, Resolution, SetGroupMode, StreamConfig,
     TransactionConfig,
+};
+use ringmq_protocol::{
+    CommitOffsets, FetchOffsets, GroupSettings, Heartbeat, ItemsBuf, JoinGroup, Joined, LeaveGroup, Outcome,
+    PositionEntry, Request, Response, Subscription,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -413,5 +417,127 @@ async fn positions_become_true_with_their_transaction_and_never_without() {
     assert_eq!(consumed().await, 40);
     let ends = client.describe_topic("u").await.unwrap();
     assert_eq!(ends.partitions.iter().map(|partition| partition.visible_end).sum::<u64>(), 40);
+    server.stop_cleanly();
+}
+
+/// What a member needs to know, from the answer to its JOIN_GROUP.
+#[derive(Clone, Copy)]
+struct Seat {
+    group: u32,
+    member: u64,
+    generation: u64,
+}
+
+fn join(
+    raw: &mut Raw,
+    group: &str,
+    member: u64,
+    subscriptions: &[(&str, &str)],
+) -> Result<Seat, (ErrorCode, String)> {
+    let list: ItemsBuf = subscriptions.iter().map(|(topic, filter)| Subscription { topic, filter }).collect();
+    let message = raw.ask(&Request::JoinGroup(JoinGroup {
+        group,
+        mode: GroupMode::Stream,
+        member,
+        name: "raw",
+        instance: "",
+        session_ms: 60_000,
+        create: true,
+        settings: GroupSettings::default(),
+        subscriptions: list.items(),
+    }));
+    match message.response() {
+        Response::Joined(Joined { group, member, generation, .. }) => Ok(Seat { group, member, generation }),
+        Response::Error(body) => Err((body.error_code().unwrap(), body.message.to_owned())),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn commit(raw: &mut Raw, seat: Seat, positions: &[(u32, u64)]) -> Vec<u16> {
+    let positions: Vec<PositionEntry> = positions
+        .iter()
+        .map(|(partition, offset)| PositionEntry::new(ringmq_format::PartitionId(*partition), *offset))
+        .collect();
+    let message = raw.ask(&Request::CommitOffsets(CommitOffsets {
+        group: seat.group,
+        member: seat.member,
+        generation: seat.generation,
+        instance: 0,
+        txn: 0,
+        positions: &positions,
+    }));
+    let Response::Committed(outcomes) = message.response() else { panic!("{message:?}") };
+    outcomes.iter().map(|outcome: &Outcome| outcome.code.get()).collect()
+}
+
+#[test]
+fn bad_input_and_old_owners_get_their_named_errors() {
+    let dir = scratch();
+    let Some(server) = Launch::new(&dir.path().join("data")).ready() else { return };
+    let mut raw = Raw::greeted(server.address);
+    raw.create("t", 2);
+    let described = raw.open(1, "t", 0);
+    let base = described.partition.0;
+    let code = |result: Result<Seat, (ErrorCode, String)>| result.err().map(|error| error.0);
+    assert_eq!(code(join(&mut raw, "a/b", 0, &[("t", "*")])), Some(ErrorCode::InvalidGroupName));
+    let (filter, said) = join(&mut raw, "g", 0, &[("t", "a || b c")]).err().unwrap();
+    assert!(filter == ErrorCode::InvalidFilter && said.contains("column"), "{said}");
+    assert_eq!(code(join(&mut raw, "g", 0, &[("t/", "*")])), Some(ErrorCode::InvalidTopicName));
+    assert_eq!(code(join(&mut raw, "g", 0, &[("t", "*"), ("t", "x")])), Some(ErrorCode::InvalidSettings));
+    let nobody = Seat { group: 4_000_000, member: 1, generation: 1 };
+    let heartbeat = |seat: Seat| {
+        let Seat { group, member, generation } = seat;
+        Request::Heartbeat(Heartbeat { group, member, generation, wait_ms: 0, positions: &[] })
+    };
+    assert_eq!(raw.error(&heartbeat(nobody)), ErrorCode::UnknownGroup);
+
+    let first = join(&mut raw, "g", 0, &[("t", "*")]).unwrap();
+    let (conflict, said) = join(&mut raw, "g", 0, &[("t", "x")]).err().unwrap();
+    assert_eq!(conflict, ErrorCode::SubscriptionConflict);
+    assert!(said.contains("'raw'") && said.contains("'t'") && said.contains("'x'"), "{said}");
+    // An empty filter is everything, as '*' is.
+    let second = join(&mut raw, "g", 0, &[("t", "")]).unwrap();
+    assert!(second.generation > first.generation);
+    assert_eq!(raw.error(&heartbeat(Seat { member: 77, ..first })), ErrorCode::NotAMember);
+
+    let claim = |raw: &mut Raw, seat: Seat| {
+        let partitions = [base.into(), 4_000_000.into()];
+        let message = raw.ask(&Request::FetchOffsets(FetchOffsets {
+            group: seat.group,
+            member: seat.member,
+            generation: seat.generation,
+            instance: 0,
+            claim: true,
+            partitions: &partitions,
+        }));
+        let Response::FetchedOffsets(offsets) = message.response() else { panic!("{message:?}") };
+        offsets.iter().map(|offset| offset.code.get()).collect::<Vec<_>>()
+    };
+    let unknown = ErrorCode::UnknownTopic as u16;
+    let stale = ErrorCode::StaleGeneration as u16;
+    assert_eq!(claim(&mut raw, first), [0, unknown]);
+    assert_eq!(
+        commit(&mut raw, first, &[(base, 0), (base, 1), (4_000_000, 0)]),
+        [0, ErrorCode::OffsetOutOfRange as u16, unknown]
+    );
+    assert_eq!(claim(&mut raw, second), [0, unknown]);
+    assert_eq!(claim(&mut raw, first), [stale, unknown]);
+    assert_eq!(commit(&mut raw, first, &[(base, 0)]), [stale], "somebody else has claimed it");
+    let earlier = Seat { generation: second.generation - (1 << 32), ..second };
+    assert_eq!(commit(&mut raw, earlier, &[(base + 1, 0)]), [stale], "of an earlier life");
+    let leave = Request::LeaveGroup(LeaveGroup { group: first.group, member: first.member, forget: false });
+    assert!(matches!(raw.ask(&leave).response(), Response::Left));
+    assert_eq!(raw.error(&leave), ErrorCode::NotAMember);
+    let none: [PositionEntry; 1] = [PositionEntry::new(ringmq_format::PartitionId(base), 0)];
+    let gone = CommitOffsets {
+        group: first.group,
+        member: first.member,
+        generation: first.generation,
+        instance: 0,
+        txn: 0,
+        positions: &none,
+    };
+    assert_eq!(raw.error(&Request::CommitOffsets(gone)), ErrorCode::NotAMember);
+    raw.lives();
     server.stop_cleanly();
 }

@@ -171,6 +171,7 @@ impl ShardServer {
                 let count = fetch.partitions.len();
                 let offsets = vec![FetchedOffset::failed(ErrorCode::UnknownTopic, 0); count];
                 let asked = (0..).zip(fetch.partitions.iter().map(|id| PartitionId(id.get())));
+                let asked = asked.filter(|(_, id)| self.topics.by_partition(*id).is_some());
                 let by_shard = self.by_shard(asked, |entry: &(u32, PartitionId)| entry.1);
                 let bytes = count * size_of::<FetchedOffset>();
                 let remaining = by_shard.len() as u32;
@@ -250,6 +251,10 @@ impl ShardServer {
         by_shard: Vec<(u16, Vec<T>)>,
         work: impl Fn(Vec<T>) -> GroupWork,
     ) {
+        if by_shard.is_empty() {
+            put_answer(connection, pending, None);
+            return;
+        }
         connection.in_flight_bytes += pending.bytes();
         let slot = connection.keep(Pending::Group(pending));
         let origin = self.origin(connection, u64::from(slot));
@@ -301,7 +306,9 @@ impl ShardServer {
         let entry = |(index, entry): (u32, &ringmq_protocol::PositionEntry)| {
             (index, PartitionId(entry.partition.get()), Offset(entry.offset.get()))
         };
+        // Whoever owns a partition waits for a topic that it has not heard of yet: only what there is goes there.
         let asked = (0..).zip(commit.positions.iter()).map(entry);
+        let asked = asked.filter(|(_, id, _)| self.topics.by_partition(*id).is_some());
         let by_shard = self.by_shard(asked, |entry: &(u32, PartitionId, Offset)| entry.1);
         let bytes = count * size_of::<(u32, PartitionId, Offset)>();
         let remaining = by_shard.len() as u32;

@@ -612,7 +612,7 @@ impl Shard {
 }
 
 /// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.
-#[inline]
+#[inline(always)]
 fn judge(partition: &Partition, frame: &Frame<'_>, log: &Log) -> Result<Option<Appended>, AppendError> {
     match partition.producers.judge(frame.header, log.durable()) {
         Verdict::Append => {}
@@ -639,7 +639,7 @@ fn waiting_bytes_max(options: &ShardOptions) -> u64 {
 }
 
 /// A producer's frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
-#[inline]
+#[inline(always)]
 fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
     let header = frame.header;
     let invalid = |field, found: u64| {

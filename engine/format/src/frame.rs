@@ -65,6 +65,14 @@ pub enum FrameKind {
     Timer = 17,
 }
 
+const _: () = {
+    let mut index = 0;
+    while index < FrameKind::ALL.len() {
+        assert!(FrameKind::ALL[index] as usize == index + 1);
+        index += 1;
+    }
+};
+
 impl FrameKind {
     /// All kinds, in the order of their numbers.
     pub const ALL: [Self; 17] = [
@@ -89,7 +97,7 @@ impl FrameKind {
 
     /// The kind with this number.
     pub fn parse(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
     }
 
     /// Its records have offsets: it is in the index of its partition.

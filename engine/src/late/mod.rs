@@ -20,6 +20,7 @@
 mod capture;
 mod order;
 mod remembered;
+mod replay;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::format::{Lsn, PartitionId};
 pub(crate) use capture::CaptureCursor;
 use order::DueOrder;
 use remembered::Remembered;
+pub(crate) use replay::Replayed;
 use std::collections::{BTreeMap, BTreeSet};
 use table::{IdTable, Keyed};
 use transactions::Transactions;

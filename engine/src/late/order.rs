@@ -63,7 +63,9 @@ impl DueOrder {
         assert_eq!(found, Some(slot), "a slot that is not in the order");
         self.len -= 1;
         let len = self.chunks[chunk].len();
-        if len == 0 {
+        if self.len == 0 {
+            *self = Self::default();
+        } else if len == 0 {
             self.chunks.remove(chunk); // D1
         } else if self.chunks.get(chunk + 1).is_some_and(|next| next.len() + len <= CHUNK / 2)
             && let Some(next) = self.chunks.remove(chunk + 1)

@@ -562,6 +562,7 @@ impl Log {
     }
 
     /// Makes sure that the open group takes `frame_len` bytes more.
+    #[inline(always)]
     fn make_room(&mut self, ring: &mut Ring, frame_len: usize) -> Result<(), Refused> {
         if self.recovery_due {
             return Err(if self.waits_for_disk() { Refused::DiskFull } else { Refused::Busy });
@@ -1091,6 +1092,7 @@ impl Log {
 }
 
 /// Does this frame belong into the index of its partition?
+#[inline]
 pub fn has_offsets(header: &FrameHeader) -> bool {
     header.kind == FrameKind::Data as u8 || header.kind == FrameKind::Bind as u8
 }

@@ -24,8 +24,9 @@ use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring};
 use decide::{Decision, Finding, Row, decide};
 use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, SegmentItem};
 use ringmq_format::corruption::Corruption;
-use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
+use ringmq_format::frame::{Frame, FrameKind};
 use ringmq_format::group::{GroupHeader, GroupKind, group_frames};
+use ringmq_format::late::Late;
 use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE, GROUP_SIZE_MAX, SEGMENT_HEADER_SIZE};
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::{self, IndexEntry};
@@ -162,6 +163,8 @@ struct Recovery<'a> {
     at: Option<(usize, SegmentFacts, ScanPoint)>,
     /// Nothing is made and nothing is written.
     read_only: bool,
+    /// The half of the superblock that may be written first.
+    spare_half: usize,
 }
 
 /// How long durable writes took, and what follows from it.
@@ -279,6 +282,7 @@ impl<'a> Recovery<'a> {
             bytes_total: 0,
             at: None,
             read_only,
+            spare_half: 0,
         })
     }
 
@@ -438,7 +442,10 @@ impl<'a> Recovery<'a> {
     fn read_superblock(&mut self, file: FileId, path: &Path) -> Result<Option<Superblock>, OpenError> {
         let len = self.read(file, 0, SUPERBLOCK_FILE_SIZE).map_err(|error| io("reading", path, error))?;
         match Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard) {
-            Ok(superblock) => Ok(Some(superblock)),
+            Ok(superblock) => {
+                self.spare_half = superblock.spare_half(self.bytes(len));
+                Ok(Some(superblock))
+            }
             // It is durable before the first slot is made, so without slots there was nothing yet.
             Err(_) if self.slots.is_empty() || self.options.planted.has(Bug::DoubtStartsAfresh) => Ok(None),
             Err(corruption) => Err(OpenError::Damaged {
@@ -515,7 +522,8 @@ impl<'a> Recovery<'a> {
     ) -> Result<(), OpenError> {
         let half = SUPERBLOCK_FILE_SIZE / 2;
         let bytes = superblock.encode();
-        for step in 0..2 {
+        // Never first the half that alone holds what was found: this update may be cut short too.
+        for step in [self.spare_half, 1 - self.spare_half] {
             let range = BufRange::new(self.buffer, 0, half);
             self.ring.memory.bytes_mut(range).copy_from_slice(&bytes[step * half..][..half]);
             self.write(file, path, (step * half) as u64, half)?;
@@ -971,7 +979,7 @@ impl<'a> Recovery<'a> {
                 corruption,
                 reason,
             };
-            if is_bad && !holds_body_alone(frame.header) {
+            if is_bad && !lacks_records_alone(&frame) {
                 return Err(damaged(None, "a frame that changes the shard's state is damaged"));
             }
             let lsn = Lsn(header.lsn.get()).plus(at as u64);
@@ -1094,13 +1102,13 @@ impl<'a> Recovery<'a> {
     }
 }
 
-/// Everything that replay needs of this frame is in its header, whose checksum holds: only a body is lost with the
-/// payload.
-fn holds_body_alone(header: &FrameHeader) -> bool {
-    match header.kind() {
+/// Everything that replay needs of this frame is in its header, or in an extension with a checksum of its own: of a
+/// frame whose payload is bad only the records are lost.
+fn lacks_records_alone(frame: &Frame<'_>) -> bool {
+    match frame.header.kind() {
         FrameKind::Data | FrameKind::Bound => true,
-        // Stored again by retention.
-        FrameKind::Half | FrameKind::Delay => header.aux.get() != 0,
+        // Stored again by retention, or whole as far as it matters.
+        FrameKind::Half | FrameKind::Delay => frame.header.aux.get() != 0 || Late::parse(frame).is_ok(),
         _ => false,
     }
 }

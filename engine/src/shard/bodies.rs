@@ -31,6 +31,13 @@ pub(super) enum Reading {
     Damaged,
 }
 
+/// What moving waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blocked {
+    Cold,
+    Room,
+}
+
 /// Moving bodies out of the oldest segment.
 #[derive(Clone, Copy, Debug)]
 struct Job {
@@ -227,8 +234,9 @@ impl Shard {
                     job.copied = job.copied.max(end.0);
                 }
                 Ok(None) => {}
-                Err(()) => {
+                Err(blocked) => {
                     (job.current, job.blocked, job.walked) = (Some(identity), true, false);
+                    self.timers.starves |= blocked == Blocked::Room && moved == 0 && self.log.has_flights();
                     break;
                 }
             }
@@ -240,12 +248,12 @@ impl Shard {
     }
 
     /// Appends a body again, if that is still needed. Answers where its copy ends and its bytes; an error: again later.
-    fn move_body(&mut self, ring: &mut Ring, identity: Lsn) -> Result<Option<(Lsn, u64)>, ()> {
+    fn move_body(&mut self, ring: &mut Ring, identity: Lsn) -> Result<Option<(Lsn, u64)>, Blocked> {
         let Some(movable) = self.late.movable(identity) else { return Ok(None) };
         let mut bytes = std::mem::take(&mut self.moving.bytes);
         let read = self.read_body(ring, identity, movable.len, movable.payload_crc, &mut bytes);
         let result = match read {
-            Reading::Cold => Err(()),
+            Reading::Cold => Err(Blocked::Cold),
             // Nobody can have it any more: whoever asks is told so.
             Reading::Damaged => {
                 self.stats.damaged += 1;
@@ -267,12 +275,12 @@ impl Shard {
         ring: &mut Ring,
         identity: Lsn,
         bytes: &[u8],
-    ) -> Result<Option<(Lsn, u64)>, ()> {
+    ) -> Result<Option<(Lsn, u64)>, Blocked> {
         let Ok(header) = FrameHeader::parse(bytes) else { return Ok(None) };
         let mut header = *header;
         header.aux = identity.0.into();
         header.seal();
-        let lsn = self.log.append(ring, &header, bytes, None).map_err(drop)?;
+        let lsn = self.log.append(ring, &header, bytes, None).map_err(|_| Blocked::Room)?;
         self.late.moved(identity, lsn);
         self.stats.bytes_relocated += bytes.len() as u64;
         Ok(Some((lsn.plus(bytes.len() as u64), bytes.len() as u64)))

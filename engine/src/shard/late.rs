@@ -6,7 +6,7 @@
 
 use super::bodies::Reading;
 use super::fetch::Found;
-use super::{AppendError, Appended, Shard, Stopping, check_frame};
+use super::{AppendError, Appended, Shard, Stopping, check_frame, judge};
 use crate::format::frame::{Frame, FrameKind};
 use crate::format::late::{BIND_SIZE, Bind, BindReason, Late as LateFields, Mark, TimerItem, encode_timers};
 use crate::format::{Lsn, Offset, PartitionId};
@@ -189,6 +189,8 @@ pub(super) struct TimerState {
     at_us: Option<u64>,
     /// More are due than one turn has taken.
     more: bool,
+    /// The log had no room for the first one, or for what is moved: producers leave the next room to it.
+    pub(super) starves: bool,
 }
 
 impl Shard {
@@ -218,7 +220,8 @@ impl Shard {
         frame: &Frame<'_>,
     ) -> Result<Appended, AppendError> {
         let index = self.index(id);
-        if let Some(taken) = self.judge(index, id, frame)? {
+        let Some(partition) = self.partition(id) else { return Err(AppendError::UnknownPartition) };
+        if let Some(taken) = judge(partition, frame, &self.log)? {
             return Ok(taken);
         }
         check_frame(frame, self.options.segment_size)?;
@@ -474,7 +477,7 @@ impl Shard {
         }
         let now = ring.now();
         self.late.turn(now.wall_ms);
-        for _ in 0..TIMERS_PER_TURN {
+        for taken in 0..TIMERS_PER_TURN {
             let Some(first) = self.late.first_due().copied() else { return };
             if first.due_ms > now.wall_ms && !self.options.planted.has(Bug::DelayEarly) {
                 let ahead_us = first.due_ms.abs_diff(now.wall_ms).saturating_mul(1000);
@@ -483,8 +486,10 @@ impl Shard {
             }
             if self.partition(first.partition).is_none() {
                 self.late.drop_due(first.identity, now.wall_ms);
-            } else if self.bind_waiting(ring, &first, BindReason::Due).is_err() {
-                return; // a completion, or a slot, brings the next turn
+            } else if let Err(error) = self.bind_waiting(ring, &first, BindReason::Due) {
+                // A completion, or a slot, brings the next turn.
+                self.timers.starves = taken == 0 && error == LateError::Busy && self.log.has_flights();
+                return;
             }
         }
         self.timers.more = true;

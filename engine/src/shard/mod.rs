@@ -375,19 +375,23 @@ impl Shard {
         id: PartitionId,
         frame: &Frame<'_>,
     ) -> Result<Appended, AppendError> {
-        if self.stopping != Stopping::No {
+        // What is due, or moved, goes first where the log is always full: it asks for little.
+        if self.stopping != Stopping::No || self.timers.starves {
             return Err(AppendError::Busy);
         }
-        if matches!(frame.header.kind(), FrameKind::Half | FrameKind::Delay) {
+        let kind = frame.header.kind;
+        if kind == FrameKind::Half as u8 || kind == FrameKind::Delay as u8 {
             return self.append_waiting(ring, id, frame);
         }
         let index = self.index(id);
-        if let Some(taken) = self.judge(index, id, frame)? {
-            return Ok(taken);
-        }
-        let Some(Some(partition)) = self.partitions.get_mut(index) else {
+        let Some(partition) =
+            self.partitions.get_mut(index).and_then(Option::as_mut).filter(|partition| partition.id() == id)
+        else {
             return Err(AppendError::UnknownPartition);
         };
+        if let Some(taken) = judge(partition, frame, &self.log)? {
+            return Ok(taken);
+        }
         check_frame(frame, self.options.segment_size)?;
         let mut header = *frame.header;
         let base_offset = partition.next();
@@ -403,41 +407,6 @@ impl Shard {
         self.stats.records += u64::from(header.count.get());
         self.stats.frame_bytes += frame.bytes.len() as u64;
         Ok(Appended { base_offset, timestamp, durable_at, duplicate: false })
-    }
-
-    /// Whether a frame may be taken at all; what is to be answered, if it was taken before.
-    #[inline]
-    fn judge(
-        &self,
-        index: usize,
-        id: PartitionId,
-        frame: &Frame<'_>,
-    ) -> Result<Option<Appended>, AppendError> {
-        let Some(partition) =
-            self.partitions.get(index).and_then(Option::as_ref).filter(|partition| partition.id() == id)
-        else {
-            return Err(AppendError::UnknownPartition);
-        };
-        match partition.producers.judge(frame.header, self.log.durable()) {
-            Verdict::Append => {}
-            Verdict::Duplicate(original) => {
-                return Ok(Some(Appended {
-                    base_offset: original.base_offset,
-                    timestamp: original.timestamp,
-                    durable_at: original.end_lsn,
-                    duplicate: true,
-                }));
-            }
-            Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
-            Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
-            Verdict::TooManyInFlight => return Err(AppendError::TooManyInFlight),
-            Verdict::Fenced => return Err(AppendError::Fenced),
-            Verdict::Unknown => return Err(AppendError::ProducerUnknown),
-        }
-        if self.log.is_disk_full() {
-            return Err(AppendError::DiskFull);
-        }
-        Ok(None)
     }
 
     /// Logs a topic, made or deleted, and enters it. Answers where it is durable.
@@ -478,6 +447,8 @@ impl Shard {
             // Before the log's turn, which closes the group that they append to.
             self.turn_timers(ring);
             self.turn_moving(ring);
+        } else {
+            self.timers = late::TimerState::default();
         }
         self.log.turn(ring);
         self.turn_visible();
@@ -655,12 +626,35 @@ impl Shard {
     }
 }
 
+/// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.
+#[inline(always)]
+fn judge(partition: &Partition, frame: &Frame<'_>, log: &Log) -> Result<Option<Appended>, AppendError> {
+    match partition.producers.judge(frame.header, log.durable()) {
+        Verdict::Append => {}
+        Verdict::Duplicate(original) => {
+            return Ok(Some(Appended {
+                base_offset: original.base_offset,
+                timestamp: original.timestamp,
+                durable_at: original.end_lsn,
+                duplicate: true,
+            }));
+        }
+        Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
+        Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
+        Verdict::TooManyInFlight => return Err(AppendError::TooManyInFlight),
+        Verdict::Fenced => return Err(AppendError::Fenced),
+        Verdict::Unknown => return Err(AppendError::ProducerUnknown),
+    }
+    if log.is_disk_full() { Err(AppendError::DiskFull) } else { Ok(None) }
+}
+
 /// Bytes that may wait or be named by BINDs of later segments: retention moves them, and half of what it keeps is enough.
 fn waiting_bytes_max(options: &ShardOptions) -> u64 {
     options.disk_limit.into_iter().chain(options.retain_size).min().map_or(u64::MAX, |kept| kept / 2)
 }
 
 /// A producer's frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
+#[inline(always)]
 fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
     let header = frame.header;
     let invalid = |field, found: u64| {

@@ -1,7 +1,7 @@
 //! What recovery finds, turned into partitions and topics.
 
 use crate::catalogue::Catalogue;
-use crate::late::{Late, Position};
+use crate::late::{Late, Position, Replayed as Effect};
 use crate::partition::index::FrameIndex;
 use crate::partition::producers::Original;
 use crate::partition::{FrameRef, Partition};
@@ -10,7 +10,7 @@ use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{Chunk, ChunkKind, PartitionItem};
 use ringmq_format::corruption::{Corruption, Damage};
 use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
-use ringmq_format::late::{BIND_SIZE, Bind, Late as LateFields, Mark, parse_timers};
+use ringmq_format::late::BIND_SIZE;
 use ringmq_format::limits::FRAME_RECORDS_MAX;
 use ringmq_format::sidecar::IndexEntry;
 use ringmq_format::{Lsn, Offset, PartitionId, SegmentSeq, ShardId};
@@ -277,47 +277,17 @@ impl Visitor for Replay<'_> {
                 self.enter_topic(entry);
             }
             FrameKind::Data => self.enter_frame(lsn, header)?,
-            FrameKind::Bind => {
-                // First what it gives up, whatever has become of the partition.
-                let bind = Bind::parse(frame)?;
-                self.late.bound(&bind, lsn, self.segment_base, header.timestamp.get(), Lsn(0));
-                self.enter_frame(lsn, header)?;
-            }
-            // Stored again: that it may be damaged is for whoever reads it.
-            FrameKind::Half | FrameKind::Delay | FrameKind::Bound if header.aux.get() != 0 => {
-                self.late.moved(Lsn(header.aux.get()), lsn);
-            }
-            FrameKind::Half | FrameKind::Delay => {
-                let late = LateFields::parse(frame)?;
-                if header.base_offset().0 != lsn.0 {
-                    return Err(contradiction("identity", Offset(lsn.0), header.base_offset()));
+            // What waits, and what ends that, whatever has become of the partition.
+            kind => match self.late.replay(lsn, self.segment_base, frame)? {
+                Effect::Done => {}
+                Effect::Sequence(_) => self.enter_sequence(lsn, header),
+                Effect::Offsets => self.enter_frame(lsn, header)?,
+                Effect::Positions(positions) => self.apply_positions(&positions),
+                Effect::Foreign => {
+                    let (expected, found) = (FrameKind::Data as u64, kind as u64);
+                    return Err(Corruption::new("frame", "kind", Damage::Field, expected, found));
                 }
-                self.enter_sequence(lsn, header);
-                self.late.stored(header, &late, lsn);
-            }
-            FrameKind::Commit | FrameKind::Apply => {
-                let positions = self.late.committed(&Mark::parse(frame)?, Lsn(0));
-                self.apply_positions(&positions);
-            }
-            FrameKind::Abort => self.late.aborted(&Mark::parse(frame)?, Lsn(0)),
-            FrameKind::Decision => self.late.decided(&Mark::parse(frame)?, Lsn(0)),
-            FrameKind::Done => self.late.done(Mark::parse(frame)?.txn),
-            FrameKind::Check => self.late.checked(&Mark::parse(frame)?),
-            FrameKind::Timer => {
-                for item in parse_timers(frame)? {
-                    let identity = Lsn(item.identity.get());
-                    self.late.timer(identity, item.due_ms.get(), item.time_ms.get(), Lsn(0));
-                }
-            }
-            other => {
-                return Err(Corruption::new(
-                    "frame",
-                    "kind",
-                    Damage::Field,
-                    FrameKind::Data as u64,
-                    other as u64,
-                ));
-            }
+            },
         }
         Ok(())
     }

@@ -66,11 +66,11 @@ impl Catalogue {
     /// replay may do both.
     pub fn enter(&mut self, entry: TopicEntry) {
         self.partitions_end = self.partitions_end.max(entry.first_partition.0 + entry.partitions);
+        self.by_partition.insert(entry.first_partition, entry.topic);
         let known = self.topics.get(&entry.topic);
         if known.is_some_and(|known| known.deleted || (!entry.deleted && known.revision > entry.revision)) {
             return;
         }
-        self.by_partition.insert(entry.first_partition, entry.topic);
         if entry.deleted {
             if self.by_name.get(&entry.name) == Some(&entry.topic) {
                 self.by_name.remove(&entry.name);

@@ -1,7 +1,8 @@
 //! The layout of every structure at rest, as text: what `FORMAT.md` promises and the golden test pins.
 
 use crate::{
-    catalogue, checkpoint, frame, group, identity, late, limits, record, segment, sidecar, superblock,
+    catalogue, checkpoint, consumer_group, cursor, frame, group, identity, late, limits, record, segment,
+    sidecar, superblock,
 };
 use std::fmt::Write;
 
@@ -171,6 +172,34 @@ pub fn text() -> String {
     );
     table!(
         out,
+        consumer_group::ConsumerGroupHeader {
+            group,
+            name_len,
+            state,
+            mode,
+            created_ms,
+            start_value,
+            rate_bytes,
+            rate_records,
+            concurrency,
+            invisible_ms,
+            max_attempts,
+            backoff_steps,
+            subscriptions,
+            start,
+            ordered,
+            reserved,
+        }
+    );
+    table!(out, consumer_group::GroupSubscriptionHeader { topic_len, filter_len });
+    table!(out, cursor::CursorHeader { txn, entries, reserved });
+    table!(out, cursor::CursorEntry { instance, offset, group, partition });
+    table!(out, cursor::AckHeader { entries, reserved });
+    table!(out, cursor::AckEntryHeader { group, partition, watermark, ranges, retries, flags, reserved });
+    table!(out, cursor::AckRange { start, end });
+    table!(out, cursor::RetryEntry { offset, visible_ms, attempt, reserved });
+    table!(
+        out,
         sidecar::SidecarHeader {
             magic,
             version,
@@ -241,6 +270,8 @@ pub fn text() -> String {
     table!(out, checkpoint::SegmentRef { first_offset, segment, entry });
     table!(out, checkpoint::ProducerItem { producer, epoch, filled, next_sequence, last_time, window });
     table!(out, checkpoint::ProducerFrame { base_sequence, count, base_offset, timestamp });
+    table!(out, cursor::CursorChunkHeader { what, reserved });
+    table!(out, cursor::CursorItem { lsn, instance, offset, group, partition });
     table!(out, checkpoint::PendingItem { txn, identity, at, due_ms, partition, len, count, payload_crc });
     table!(
         out,

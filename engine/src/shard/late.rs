@@ -10,7 +10,7 @@ use super::{AppendError, Appended, Shard, Stopping, check_frame, judge};
 use crate::format::frame::{Frame, FrameKind};
 use crate::format::late::{BIND_SIZE, Bind, BindReason, Late as LateFields, Mark, TimerItem, encode_timers};
 use crate::format::{Lsn, Offset, PartitionId};
-use crate::late::{Late, LateLimits, LateRefusal, Position, Resolution, Waiting};
+use crate::late::{Late, LateLimits, LateRefusal, Resolution, Waiting};
 use crate::log::Refused;
 use crate::partition::producers::Original;
 use crate::planted::Bug;
@@ -351,12 +351,9 @@ impl Shard {
         }
         let durable_at = self.append_mark(ring, &bytes)?;
         let positions = self.late.committed(&mark, durable_at);
-        self.apply_positions(&positions);
+        self.apply_positions(Lsn(durable_at.0 - bytes.len() as u64), &positions);
         Ok(Ended { durable_at, time_ms, halves: halves as u32, earlier: false })
     }
-
-    /// Positions of groups take effect: the transaction that they belong to has been committed. Replay does the same.
-    fn apply_positions(&mut self, _positions: &[Position]) {}
 
     fn append_mark(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<Lsn, LateError> {
         let Ok(frame) = Frame::parse(bytes) else { panic!("a frame just encoded does not parse") };

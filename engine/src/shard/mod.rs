@@ -11,6 +11,7 @@
 mod bodies;
 mod checkpoint;
 mod fetch;
+mod groups;
 mod late;
 pub mod offline;
 mod replay;
@@ -18,6 +19,8 @@ mod retention;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
+use crate::cursors::Cursors;
+use crate::cursors::groups::GroupTable;
 use crate::late::{Late, LateLimits};
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
@@ -30,6 +33,7 @@ use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
 pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
+pub use groups::CURSORS_PER_FRAME_MAX;
 #[cfg(feature = "sim")]
 pub use late::BindTrace;
 pub use late::{
@@ -213,6 +217,8 @@ pub struct Shard {
     /// Frames of the window and of segments without a sidecar.
     frames: FrameIndex,
     catalogue: Catalogue,
+    groups: GroupTable,
+    cursors: Cursors,
     late: Late,
     timers: late::TimerState,
     moving: bodies::Moving,
@@ -247,7 +253,7 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, frames, catalogue, mut late } =
+        let replay::Replayed { mut partitions, frames, catalogue, mut late, groups, cursors } =
             replay.finish().map_err(|corruption| undeleted(&open_options, corruption))?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
@@ -281,6 +287,8 @@ impl Shard {
             partitions,
             frames,
             catalogue,
+            groups,
+            cursors,
             late,
             timers: late::TimerState::default(),
             moving: bodies::Moving::default(),
@@ -354,7 +362,7 @@ impl Shard {
     }
 
     fn partition(&self, id: PartitionId) -> Option<&Partition> {
-        self.partitions.get(self.index(id))?.as_ref().filter(|partition| partition.id() == id)
+        partition_of(&self.partitions, self.options.shards, id)
     }
 
     /// Where a partition begins and ends; `None` if it is not here.
@@ -428,6 +436,9 @@ impl Shard {
             entry.clone(),
         );
         self.retain_topic(entry);
+        if entry.deleted {
+            groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
+        }
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -624,6 +635,16 @@ impl Shard {
             other => other,
         };
     }
+}
+
+fn partition_of(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> Option<&Partition> {
+    let index = id.0 as usize / usize::from(shards);
+    partitions.get(index)?.as_ref().filter(|partition| partition.id() == id)
+}
+
+/// Whether a partition is among these.
+fn is_here(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> bool {
+    partition_of(partitions, shards, id).is_some()
 }
 
 /// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.

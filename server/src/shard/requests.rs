@@ -29,7 +29,7 @@ use zerocopy::little_endian::U16;
 /// Sent to be tried again when the disk budget is reached.
 const DISK_FULL_RETRY_MS: u32 = 1_000;
 /// Sent to be tried again when a shard is still opening.
-const RECOVERING_RETRY_MS: u32 = 50;
+pub(super) const RECOVERING_RETRY_MS: u32 = 50;
 /// A producer that is too fast is not told to wait longer than this.
 const THROTTLED_RETRY_MS_MAX: u32 = 10_000;
 /// Time that GOODBYE names.
@@ -691,6 +691,9 @@ impl ShardServer {
             return;
         }
         let answer = match answer {
+            Answer::Topic(result) if origin.connection == NOBODY => {
+                return self.take_dead_letter_topic(origin.tag, result);
+            }
             Answer::Group(answer) => return self.take_groups_answer(origin, answer),
             Answer::Queue(answer) => return self.take_queues_answer(origin, answer),
             Answer::Late(answer) => return self.take_late_answer(origin, answer),

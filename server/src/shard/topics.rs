@@ -118,6 +118,11 @@ impl Topics {
         self.known.by_name(name)
     }
 
+    /// A topic, live or deleted.
+    pub(super) fn by_id(&self, topic: TopicId) -> Option<&TopicEntry> {
+        self.known.by_id(topic)
+    }
+
     /// The topic of a partition, live or deleted.
     pub(super) fn by_partition(&self, partition: PartitionId) -> Option<&TopicEntry> {
         self.known.by_partition(partition)
@@ -174,6 +179,7 @@ impl ShardServer {
     fn entered(&mut self, entry: TopicEntry) {
         self.wake_deleted(&entry);
         self.topic_changed_in_late(&entry);
+        self.groups.topic_changed(&entry);
         self.topics.enter(entry);
         for (origin, work) in std::mem::take(&mut self.early) {
             self.execute(origin, work);

@@ -28,7 +28,7 @@ pub(super) use work::{GroupAnswer, GroupWork};
 /// What a shard keeps for it.
 #[derive(Debug, Default)]
 pub(super) struct GroupState {
-    registry: Registry,
+    pub(super) registry: Registry,
     coordinator: Coordinator,
     offsets: Offsets,
     /// See [`ShardServer::group_events`].

@@ -101,6 +101,11 @@ impl Registry {
         all.then(|| self.by_name.range::<str, _>(range).filter_map(|(_, group)| self.groups.get(group)))
     }
 
+    /// Groups that are subscribed to a topic, as far as they are known.
+    pub(in crate::shard) fn subscribed_to(&self, topic: &str) -> usize {
+        self.groups.values().filter(|group| group.filter(topic).is_some()).count()
+    }
+
     /// Groups in all.
     pub(super) fn len(&self) -> usize {
         self.groups.len()

@@ -180,6 +180,40 @@ fn a_body_that_is_not_what_its_bind_says_is_not_handed_out() {
     assert!(read_damaged_body(Some(Bug::BodyUnchecked)).is_ok_and(|frames| frames.len() == 1));
 }
 
+/// A bad sector under a delay that recovery reads again: only its records are lost, and the shard starts, unless it is
+/// the extension that is bad.
+#[test]
+fn damage_under_what_waits_takes_no_more_than_it_must() {
+    for (at, starts) in [(200, true), (8, false)] {
+        let mut harness = shard(|_| {});
+        let due_ms = harness.world.wall_ms(NODE) + 60_000;
+        let delay = wrapped(&mut harness, 0, due_ms, "");
+        let identity = append(&mut harness, &delay).unwrap().base_offset.0;
+        let whole = append(&mut harness, &delay).unwrap().base_offset.0;
+        harness.pass(20_000).unwrap();
+        harness.crash();
+        let (path, at) = (directory(0).join("log/000.seg"), identity + 64 + at);
+        let byte = harness.world.peek(NODE, &path, at, 1).unwrap()[0];
+        harness.world.poke(NODE, &path, at, &[byte ^ 1]).unwrap();
+        assert_eq!(harness.open().is_ok(), starts);
+        if !starts {
+            continue;
+        }
+        assert_eq!(harness.reports[0].damaged_frames.len(), 1);
+        for _ in 0..100 {
+            harness.world.advance(1_000_000);
+            harness.turn_some();
+        }
+        assert_eq!(harness.live[0].shard.late().counts().pending.delays, 0);
+        let Err(Fetched::Damaged { from, to }) = read(&mut harness) else { panic!("not damaged") };
+        assert_eq!(from, Offset(0));
+        let Live { ring, shard: live, .. } = &mut harness.live[0];
+        let mut found = None;
+        live.fetch(ring, PARTITION, to, 1 << 20, &mut |_, bytes| found = Some(bytes[64..].to_vec()));
+        assert_eq!(found.as_deref(), Some(&delay[64..]), "{whole} is whole");
+    }
+}
+
 #[test]
 fn what_ends_something_goes_on_where_the_disk_is_full() {
     let mut harness = shard(|plan| plan.disk_limit = Some(9 * plan.segment_size));

@@ -8,9 +8,9 @@ mod harness;
 
 use harness::{Chance, Launch, Server, free_ports, scratch};
 use ringmq_client::{
-    CheckedTransaction, Client, ClientConfig, ClientError, ConsumerConfig, ErrorCode, ProducerConfig,
-    RecordBuf, Resolution, SendError, TopicKind, TopicSettings, TransactionConfig, TransactionEnd,
-    TransactionError, TransactionState, TransactionalProducer,
+    CheckedTransaction, Client, ClientConfig, ClientError, ConsumerConfig, ErrorCode, GroupConfig,
+    ProducerConfig, RecordBuf, Resolution, SendError, StreamConfig, TopicKind, TopicSettings,
+    TransactionConfig, TransactionEnd, TransactionError, TransactionState, TransactionalProducer,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -735,4 +735,76 @@ fn space_comes_back_when_topics_keep_nothing_of_a_segment() {
         }
     });
     server.stop_cleanly();
+}
+
+#[test]
+fn what_is_consumed_and_what_is_made_of_it_become_true_together() {
+    let dir = scratch();
+    let launch = launch(&dir, &["--shards=3", "--memory=192M"]).port(free_ports(3));
+    let mut rolled_back = 0;
+    for round in 0..4 {
+        let Some(server) = launch.ready() else { return };
+        let mut server = Some(server);
+        run(async {
+            let client = connect(server.as_ref().unwrap()).await;
+            if round == 0 {
+                client.create_topic("in", 4, false).await.unwrap();
+                client.create_topic("out", 3, false).await.unwrap();
+                let source = client.producer("in", ProducerConfig::default()).await.unwrap();
+                for number in 0..200u32 {
+                    let record = RecordBuf::new(number.to_string());
+                    source.send(record, Some(number % 4)).await.unwrap().await.unwrap();
+                }
+            }
+            // What a killed process left open is as good as not consumed: its positions did not move.
+            let (producer, _) = transactional(&client, Resolution::Rollback).await;
+            for open in client.list_transactions("", None, None, 0).await.unwrap().transactions {
+                let ended = client.resolve_transaction(open.id, TransactionEnd::Abort).await;
+                assert!(matches!(code(ended), None | Some(ErrorCode::TransactionResolved)));
+            }
+            let config = GroupConfig::new("step").topic("in");
+            let by_hand = StreamConfig { auto_commit: None, ..StreamConfig::default() };
+            let mut consumer = client.group_consumer(config, by_hand).await.unwrap();
+            for step in 0..60u32 {
+                let Ok(record) = timeout(Duration::from_millis(1_000), consumer.next()).await else { break };
+                let record = record.unwrap();
+                let transaction = producer.begin();
+                let made = RecordBuf::new(record.body.clone());
+                let sent = transaction.send("out", made, Some(record.partition % 3)).await.unwrap();
+                sent.await.unwrap();
+                transaction.send_offsets(&consumer.processed().unwrap()).await.unwrap();
+                if step == 30 && round < 3 {
+                    // Dies between the half and its commit: this record is consumed again.
+                    transaction.leave();
+                    rolled_back += 1;
+                    server.take().unwrap().kill();
+                    return;
+                }
+                transaction.commit().await.unwrap();
+            }
+        });
+    }
+    let Some(server) = launch.ready() else { return };
+    run(async {
+        let client = connect(&server).await;
+        let (producer, _) = transactional(&client, Resolution::Rollback).await;
+        for open in client.list_transactions("", None, None, 0).await.unwrap().transactions {
+            client.resolve_transaction(open.id, TransactionEnd::Abort).await.unwrap();
+        }
+        let config = GroupConfig::new("step").topic("in");
+        let by_hand = StreamConfig { auto_commit: None, ..StreamConfig::default() };
+        let mut consumer = client.group_consumer(config, by_hand).await.unwrap();
+        while let Ok(record) = timeout(Duration::from_millis(1_500), consumer.next()).await {
+            let record = record.unwrap();
+            let transaction = producer.begin();
+            let made = RecordBuf::new(record.body.clone());
+            transaction.send("out", made, Some(record.partition % 3)).await.unwrap().await.unwrap();
+            transaction.send_offsets(&consumer.processed().unwrap()).await.unwrap();
+            transaction.commit().await.unwrap();
+        }
+        let mut made = visible(&client, "out").await;
+        made.sort_by_key(|body| body.parse::<u32>().unwrap());
+        let wanted: Vec<_> = (0..200u32).map(|number| number.to_string()).collect();
+        assert_eq!(made, wanted, "each record once, though {rolled_back} steps were left in the middle");
+    });
 }

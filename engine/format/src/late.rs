@@ -4,7 +4,7 @@
 //! A body is stored once, in a HALF, DELAY or DATA frame. Its *identity* is the LSN at which it was stored first: it
 //! keeps that when retention moves it. A BIND names it and gives it a place in a partition.
 
-use crate::checksum::crc32c;
+use crate::checksum::{Crc32c, crc32c};
 use crate::corruption::{Corruption, Damage, demand, demand_zero};
 use crate::frame::{Frame, FrameHeader, FrameKind, encode};
 use crate::ids::{Lsn, Offset, PartitionId};
@@ -27,8 +27,9 @@ pub struct LateExtension {
     pub check_after_ms: U32,
     /// Bytes of the group's name behind this.
     pub group_len: U16,
-    /// Zero.
-    pub reserved: U16,
+    /// Low half of the CRC-32C of the whole extension, with zero here: where the payload checksum does not hold, this
+    /// says whether it is the records that are damaged, and only they.
+    pub check: U16,
 }
 
 /// Payload of a BIND.
@@ -109,6 +110,14 @@ fn field(name: &'static str, found: u64) -> Corruption {
     Corruption::new(WHAT, name, Damage::Field, 0, found)
 }
 
+/// `check` of an extension: this structure and what is behind it.
+fn extension_check(head: &LateExtension, rest: &[u8]) -> u16 {
+    let mut crc = Crc32c::new();
+    crc.update(LateExtension { check: U16::ZERO, ..*head }.as_bytes());
+    crc.update(rest);
+    crc.finish() as u16
+}
+
 /// Name of a group behind a structure: `len` bytes, checked, then zeros; empty if it may be.
 fn take_group(bytes: &[u8], len: usize) -> Result<&str, Corruption> {
     let (name, padding) = bytes.split_at_checked(len).ok_or_else(|| field("group_len", len as u64))?;
@@ -146,7 +155,8 @@ impl<'a> Late<'a> {
         let bytes = frame.extension();
         let (head, rest) =
             LateExtension::ref_from_prefix(bytes).map_err(|_| field("extension_len", bytes.len() as u64))?;
-        demand(WHAT, "reserved", Damage::Padding, 0, u64::from(head.reserved.get()))?;
+        let (check, found) = (extension_check(head, rest), head.check.get());
+        demand(WHAT, "check", Damage::PayloadCrc, u64::from(check), u64::from(found))?;
         let late = Self {
             txn: head.txn.get(),
             due_ms: head.due_ms.get(),
@@ -163,19 +173,21 @@ impl<'a> Late<'a> {
 
     /// A frame of records as one that is late: HALF with a transaction, else DELAY.
     pub fn wrap(&self, frame: &[u8]) -> Vec<u8> {
-        let head = LateExtension {
+        let mut head = LateExtension {
             txn: U128::new(self.txn),
             due_ms: I64::new(self.due_ms),
             check_after_ms: U32::new(self.check_after_ms),
             group_len: U16::new(self.group.len() as u16),
-            reserved: U16::ZERO,
+            check: U16::ZERO,
         };
         let size = self.size();
+        let mut name = self.group.as_bytes().to_vec();
+        name.resize(size - size_of::<LateExtension>(), 0);
+        head.check = U16::new(extension_check(&head, &name));
         let mut bytes = Vec::with_capacity(frame.len() + size);
         bytes.extend_from_slice(&frame[..FRAME_HEADER_SIZE]);
         bytes.extend_from_slice(head.as_bytes());
-        bytes.extend_from_slice(self.group.as_bytes());
-        bytes.resize(FRAME_HEADER_SIZE + size, 0);
+        bytes.extend_from_slice(&name);
         bytes.extend_from_slice(&frame[FRAME_HEADER_SIZE..]);
         let (len, crc) = (bytes.len() as u32, crc32c(&bytes[FRAME_HEADER_SIZE..]));
         if let Ok((header, _)) = FrameHeader::mut_from_prefix(bytes.as_mut_slice()) {
@@ -385,6 +397,13 @@ mod tests {
             assert_eq!(frame.payload(), Frame::parse(&data).unwrap().payload());
             assert_eq!(Payload::parse(&frame).unwrap().entries().count(), 1);
             assert_eq!(Late::parse(&frame), Ok(late));
+        }
+        let late = Late { txn: 7, due_ms: 5, check_after_ms: 3, group: "payments" };
+        let bytes = late.wrap(&data);
+        for bit in 64 * 8..(64 + late.size()) * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Late::parse(&Frame::parse(&bad).unwrap()).is_err(), "bit {bit}");
         }
         for wrong in [
             Late { txn: 0, due_ms: 0, check_after_ms: 0, group: "" },

@@ -124,7 +124,7 @@ pub fn text() -> String {
             created_ms,
         }
     );
-    table!(out, late::LateExtension { txn, due_ms, check_after_ms, group_len, reserved });
+    table!(out, late::LateExtension { txn, due_ms, check_after_ms, group_len, check });
     table!(
         out,
         late::BindPayload {

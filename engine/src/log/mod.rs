@@ -562,7 +562,7 @@ impl Log {
     }
 
     /// Makes sure that the open group takes `frame_len` bytes more.
-    #[inline]
+    #[inline(always)]
     fn make_room(&mut self, ring: &mut Ring, frame_len: usize) -> Result<(), Refused> {
         if self.recovery_due {
             return Err(if self.waits_for_disk() { Refused::DiskFull } else { Refused::Busy });

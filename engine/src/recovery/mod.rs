@@ -24,8 +24,9 @@ use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring};
 use decide::{Decision, Finding, Row, decide};
 use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, SegmentItem};
 use ringmq_format::corruption::Corruption;
-use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
+use ringmq_format::frame::{Frame, FrameKind};
 use ringmq_format::group::{GroupHeader, GroupKind, group_frames};
+use ringmq_format::late::Late;
 use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE, GROUP_SIZE_MAX, SEGMENT_HEADER_SIZE};
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::{self, IndexEntry};
@@ -978,7 +979,7 @@ impl<'a> Recovery<'a> {
                 corruption,
                 reason,
             };
-            if is_bad && !holds_body_alone(frame.header) {
+            if is_bad && !lacks_records_alone(&frame) {
                 return Err(damaged(None, "a frame that changes the shard's state is damaged"));
             }
             let lsn = Lsn(header.lsn.get()).plus(at as u64);
@@ -1101,13 +1102,13 @@ impl<'a> Recovery<'a> {
     }
 }
 
-/// Everything that replay needs of this frame is in its header, whose checksum holds: only a body is lost with the
-/// payload.
-fn holds_body_alone(header: &FrameHeader) -> bool {
-    match header.kind() {
+/// Everything that replay needs of this frame is in its header, or in an extension with a checksum of its own: of a
+/// frame whose payload is bad only the records are lost.
+fn lacks_records_alone(frame: &Frame<'_>) -> bool {
+    match frame.header.kind() {
         FrameKind::Data | FrameKind::Bound => true,
-        // Stored again by retention.
-        FrameKind::Half | FrameKind::Delay => header.aux.get() != 0,
+        // Stored again by retention, or whole as far as it matters.
+        FrameKind::Half | FrameKind::Delay => frame.header.aux.get() != 0 || Late::parse(frame).is_ok(),
         _ => false,
     }
 }

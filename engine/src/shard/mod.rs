@@ -435,10 +435,10 @@ impl Shard {
             self.options.shards,
             entry.clone(),
         );
+        self.retain_topic(entry);
         if entry.deleted {
             groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
         }
-        self.retain_topic(entry);
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -648,7 +648,7 @@ fn is_here(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> bo
 }
 
 /// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.
-#[inline]
+#[inline(always)]
 fn judge(partition: &Partition, frame: &Frame<'_>, log: &Log) -> Result<Option<Appended>, AppendError> {
     match partition.producers.judge(frame.header, log.durable()) {
         Verdict::Append => {}
@@ -675,7 +675,7 @@ fn waiting_bytes_max(options: &ShardOptions) -> u64 {
 }
 
 /// A producer's frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
-#[inline]
+#[inline(always)]
 fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
     let header = frame.header;
     let invalid = |field, found: u64| {

@@ -178,8 +178,8 @@ impl ShardServer {
     /// A topic is known here from now on; whoever was early may go on.
     fn entered(&mut self, entry: TopicEntry) {
         self.wake_deleted(&entry);
-        self.groups.topic_changed(&entry);
         self.topic_changed_in_late(&entry);
+        self.groups.topic_changed(&entry);
         self.topics.enter(entry);
         for (origin, work) in std::mem::take(&mut self.early) {
             self.execute(origin, work);

@@ -319,6 +319,11 @@ impl Role for Transacting {
             if let Some((_, sent)) = self.open.pop_first() {
                 self.doing = Doing::Ending(sent, false);
             }
+            // A clock that went back may have left what is due far ahead.
+            let ahead_ms = self.last_due_ms - cx.world.wall_ms(NODE);
+            if ahead_ms > 5_000 {
+                cx.world.jump_clock(NODE, ahead_ms);
+            }
             self.act_at = cx.now + 2_000;
         }
         match &mut self.doing {

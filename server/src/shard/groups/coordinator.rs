@@ -625,8 +625,8 @@ impl ShardServer {
             let asks = Origin { shard: self.own, connection: NOBODY, tag: ticket };
             let partitions = u32::from(self.mail.shards());
             let settings = TopicSettings::default();
-            let topic = NewTopic { name, partitions, if_not_exists: true, settings };
-            self.dispatch(asks, 0, Work::CreateTopic(topic));
+            let new = NewTopic { name, partitions, if_not_exists: true, settings };
+            self.dispatch(asks, 0, Work::CreateTopic(new));
         }
         self.tell(notices, reply);
     }

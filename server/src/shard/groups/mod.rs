@@ -28,7 +28,7 @@ pub(super) use work::{GroupAnswer, GroupWork};
 /// What a shard keeps for it.
 #[derive(Debug, Default)]
 pub(super) struct GroupState {
-    registry: Registry,
+    pub(super) registry: Registry,
     coordinator: Coordinator,
     offsets: Offsets,
     /// See [`ShardServer::group_events`].
@@ -49,11 +49,6 @@ impl GroupState {
     /// Everything that is kept for somebody's request.
     pub(super) fn count(&self) -> usize {
         self.coordinator.count() + self.offsets.count()
-    }
-
-    /// Groups that consume a topic.
-    pub(super) fn consuming(&self, topic: &str) -> u32 {
-        self.registry.consuming(topic)
     }
 
     /// A topic was made, changed or deleted.

@@ -191,7 +191,10 @@ impl ShardServer {
                 .iter()
                 .map(|(key, offset)| CursorChange { key: *key, offset: Some(*offset) })
                 .collect();
-            let result = self.shard.log_cursors(&mut self.ring, batch.txn, &changes);
+            let result = match batch.txn == 0 || self.takes_for_transaction(batch.txn) {
+                true => self.shard.log_cursors(&mut self.ring, batch.txn, &changes),
+                false => Err(AppendError::TransactionEnding),
+            };
             let code = match result {
                 Ok(durable_at) => {
                     if batch.txn != 0 {

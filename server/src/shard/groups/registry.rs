@@ -101,10 +101,9 @@ impl Registry {
         all.then(|| self.by_name.range::<str, _>(range).filter_map(|(_, group)| self.groups.get(group)))
     }
 
-    /// Groups that consume a topic.
-    pub(super) fn consuming(&self, topic: &str) -> u32 {
-        let consumes = |known: &&KnownGroup| known.entry.subscriptions.iter().any(|one| one.topic == topic);
-        self.groups.values().filter(consumes).count() as u32
+    /// Groups that are subscribed to a topic, as far as they are known.
+    pub(in crate::shard) fn subscribed_to(&self, topic: &str) -> usize {
+        self.groups.values().filter(|group| group.filter(topic).is_some()).count()
     }
 
     /// Groups in all.

@@ -255,7 +255,7 @@ impl ShardServer {
             open_halves: stats.halves,
             pinned_bytes: stats.pending_bytes,
             throttled: stats.throttled,
-            groups: self.groups.consuming(&entry.name),
+            groups: self.groups.registry.subscribed_to(name) as u32,
         };
         self.respond(key, correlation, &Response::TopicStats(wire));
     }

@@ -282,7 +282,7 @@ impl Harness {
     ) -> Step<()> {
         let live = self.live_partitions(shard);
         let remembers = self.plan.sim.clock.jump_ms_max < 10_000_000;
-        let late = &mut self.known[shard].late;
+        let super::Known { late, cursors, .. } = &mut self.known[shard];
         match ended {
             Ok(Ended { earlier: true, durable_at, .. }) => late.check_told((txn, 0), durable_at)?,
             Err(LateError::Resolved(end)) => late.check_told((txn, 0), end.durable_at)?,
@@ -303,6 +303,7 @@ impl Harness {
                 let event =
                     if commit { Event::Committed(txn, gone.copied().collect()) } else { Event::Aborted(txn) };
                 late.note(durable_at, event);
+                cursors.note(durable_at, super::cursors::Event::Ended(txn, commit));
                 let forgotten = known.end.is_some() && !remembers;
                 known.end.is_none() || known.decided || forgotten
             }

@@ -144,9 +144,7 @@ impl Shard {
         let Some(oldest) = self.log.segments().front().filter(|oldest| oldest.sealed) else { return false };
         let seq = oldest.facts.seq;
         let dead = |partition: &crate::partition::Partition| !partition.may_be_read_in(seq);
-        self.topic_retention.any
-            && self.partitions.iter().flatten().all(dead)
-            && self.moving_frees_space()
+        self.topic_retention.any && self.partitions.iter().flatten().all(dead) && self.moving_frees_space()
     }
 
     /// Less than half of what is kept is bodies that would have to be moved. Otherwise giving up segments that hold

@@ -66,6 +66,8 @@ pub enum Bug {
     BodiesForgotten,
     /// How transactions and delays have ended is left out of checkpoints.
     EndsForgotten,
+    /// Who asks again how a transaction has ended is told before that is durable.
+    EndToldEarly,
     /// A delay becomes visible before its due time.
     DelayEarly,
     /// Halves are in the index of their partition.

@@ -141,6 +141,7 @@ planted! {
     places_of_bodies_left_out_of_checkpoints_are_found: BodiesForgotten in 50 seeds moving,
     bodies_that_are_not_moved_are_found: BodiesNotMoved in 50 seeds moving,
     a_move_that_is_not_awaited_is_found: RelocationNotAwaited in 200 seeds moving,
+    an_end_told_before_it_is_durable_is_found: EndToldEarly in 50 seeds waiting,
     a_delay_that_is_early_is_found: DelayEarly in 20 seeds waiting,
     halves_in_the_index_are_found: HalvesIndexed in 50 seeds waiting,
 }

@@ -9,6 +9,7 @@ use super::fetch::Found;
 use super::{AppendError, Appended, Shard, Stopping, check_frame, judge};
 use crate::format::frame::{Frame, FrameKind};
 use crate::format::late::{BIND_SIZE, Bind, BindReason, Late as LateFields, Mark, TimerItem, encode_timers};
+use crate::format::limits::frame_size_max;
 use crate::format::{Lsn, Offset, PartitionId};
 use crate::late::{Late, LateLimits, LateRefusal, Resolution, Waiting};
 use crate::log::Refused;
@@ -269,6 +270,7 @@ impl Shard {
             return Some(Err(LateError::Resolved(resolution)));
         }
         let Resolution { time_ms, halves, durable_at, .. } = resolution;
+        let durable_at = if self.options.planted.has(Bug::EndToldEarly) { Lsn(0) } else { durable_at };
         Some(Ok(Ended { durable_at, time_ms, halves, earlier: true })) // E3
     }
 
@@ -626,8 +628,11 @@ impl Shard {
                 return Err(LateError::UnknownPartition);
             }
         }
-        let also_len = also.map_or(0, <[u8]>::len);
-        self.log.reserve(ring, binds.len() * BIND_SIZE + also_len)?;
+        let bytes = binds.len() * BIND_SIZE + also.map_or(0, <[u8]>::len);
+        if bytes > frame_size_max(self.options.segment_size) {
+            return Err(LateError::TooLarge);
+        }
+        self.log.reserve(ring, bytes)?;
         let mut offsets = Vec::with_capacity(binds.len());
         let mut durable_at = self.log.end();
         for new in binds {

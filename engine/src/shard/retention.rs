@@ -144,7 +144,15 @@ impl Shard {
         let Some(oldest) = self.log.segments().front().filter(|oldest| oldest.sealed) else { return false };
         let seq = oldest.facts.seq;
         let dead = |partition: &crate::partition::Partition| !partition.may_be_read_in(seq);
-        self.topic_retention.any && self.partitions.iter().flatten().all(dead)
+        self.topic_retention.any && self.partitions.iter().flatten().all(dead) && self.moving_frees_space()
+    }
+
+    /// Less than half of what is kept is bodies that would have to be moved. Otherwise giving up segments that hold
+    /// nothing else would move the same bodies round and round.
+    fn moving_frees_space(&self) -> bool {
+        let counts = self.late.counts();
+        let kept: u64 = self.log.segments().iter().map(|segment| segment.frame_bytes).sum();
+        2 * (counts.pending.bytes + counts.body_bytes) <= kept
     }
 }
 

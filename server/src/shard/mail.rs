@@ -9,7 +9,7 @@ use super::late::{LateAnswer, LateWork};
 use super::queues::{QueueAnswer, QueueWork};
 use ringmq_engine::ring::Doorbell;
 use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::{Offset, PartitionId, TopicId};
+use ringmq_format::{GroupId, Offset, PartitionId, TopicId};
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 
@@ -35,9 +35,9 @@ pub(super) struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadKind {
     /// Answers once.
-    Fetch { correlation: u64, handle: u32, max_bytes: u32, wait_ms: u32 },
+    Fetch { correlation: u64, handle: u32, max_bytes: u32, wait_ms: u32, group: GroupId },
     /// Goes on while there is credit.
-    Push { subscription: u32, credit: u64 },
+    Push { subscription: u32, credit: u64, group: GroupId },
 }
 
 /// Work for the shard that owns a partition, or for shard 0, which owns the catalogue.
@@ -92,7 +92,6 @@ pub(super) enum Work {
     #[allow(dead_code, reason = "its room is being built")]
     Group(GroupWork),
     /// For groups that consume record by record.
-    #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueWork),
     /// For transactions, delays and the settings of topics.
     #[allow(dead_code, reason = "its room is being built")]
@@ -123,7 +122,6 @@ pub(super) enum Answer {
     },
     #[allow(dead_code, reason = "its room is being built")]
     Group(GroupAnswer),
-    #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueAnswer),
     #[allow(dead_code, reason = "its room is being built")]
     Late(LateAnswer),

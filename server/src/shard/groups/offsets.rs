@@ -72,7 +72,7 @@ impl Offsets {
 }
 
 /// What a look-up has come to.
-enum Found<T> {
+pub(in crate::shard) enum Found<T> {
     Is(T),
     /// Pages are on the way.
     Cold,
@@ -318,7 +318,7 @@ impl ShardServer {
     }
 
     /// Where something begins in a partition.
-    fn start_at(&mut self, partition: PartitionId, extent: Extent, start: GroupStart) -> Found<Offset> {
+    pub(in crate::shard) fn start_at(&mut self, partition: PartitionId, extent: Extent, start: GroupStart) -> Found<Offset> {
         Found::Is(match start {
             GroupStart::Earliest => extent.start,
             GroupStart::Latest => extent.visible,
@@ -433,7 +433,7 @@ impl ShardServer {
             };
             let Some(topic) = self.topics.by_partition(partition) else { continue };
             let acks = (instance == 0).then(|| self.shard.cursors().acks(asked.group, partition)).flatten();
-            let (in_flight, dead_letters) = self.queue_figures(asked.group, partition);
+            let (in_flight, dead_letters) = self.queue_counts(asked.group, partition);
             let row = GroupPosition {
                 instance: U64::new(instance),
                 topic: U32::new(topic.topic.0),
@@ -458,11 +458,6 @@ impl ShardServer {
             _ => return self.readers.park(origin, Work::Group(GroupWork::Positions(asked))),
         };
         self.reply_group(origin, GroupAnswer::Positions(Box::new(FoundPositions { rows, lag })));
-    }
-
-    /// Records out under a lease, and dead letters made, of a group in a partition.
-    fn queue_figures(&self, _group: GroupId, _partition: PartitionId) -> (u32, u64) {
-        (0, 0)
     }
 
     /// How far a group is behind, over all partitions of this shard.

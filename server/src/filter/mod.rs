@@ -75,9 +75,7 @@ impl Filter {
         for part in text.split("||") {
             let tag = part.trim();
             let at = column + part.chars().take_while(|c| c.is_whitespace()).count();
-            if let Some(bad) =
-                tag.chars().position(|c| c.is_whitespace() || c == '|' || c.is_control())
-            {
+            if let Some(bad) = tag.chars().position(|c| c.is_whitespace() || c == '|' || c.is_control()) {
                 let message = "a tag has no blanks and no '|'; tags are separated by '||'".to_owned();
                 return Err(FilterError { column: at + bad, message });
             }

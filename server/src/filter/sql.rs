@@ -59,7 +59,10 @@ fn compare_mixed(whole: i128, real: f64) -> Ordering {
 pub(super) enum Operand {
     Property(Box<[u8]>),
     /// A property with a sign in front: a number, or nothing.
-    Signed { property: Box<[u8]>, negative: bool },
+    Signed {
+        property: Box<[u8]>,
+        negative: bool,
+    },
     Text(Box<[u8]>),
     Number(Number),
     Condition(Box<Condition>),

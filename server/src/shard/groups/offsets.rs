@@ -318,7 +318,12 @@ impl ShardServer {
     }
 
     /// Where something begins in a partition.
-    pub(in crate::shard) fn start_at(&mut self, partition: PartitionId, extent: Extent, start: GroupStart) -> Found<Offset> {
+    pub(in crate::shard) fn start_at(
+        &mut self,
+        partition: PartitionId,
+        extent: Extent,
+        start: GroupStart,
+    ) -> Found<Offset> {
         Found::Is(match start {
             GroupStart::Earliest => extent.start,
             GroupStart::Latest => extent.visible,
@@ -367,7 +372,9 @@ impl ShardServer {
         limit: usize,
     ) -> BTreeMap<(PartitionId, u64), Option<Offset>> {
         let shards = self.mail.shards();
-        let positions = self.shard.cursors().of_group(group, after).take(limit);
+        let positions = self.shard.cursors().of_group(group, after);
+        let positions =
+            positions.filter(|(key, _)| !self.is_own_dead_letters(group, key.partition)).take(limit);
         let mut standing: BTreeMap<_, _> =
             positions.map(|(key, position)| ((key.partition, key.instance), Some(position.offset))).collect();
         let Ok(known) = self.groups.registry.get(group, shards) else { return standing };
@@ -390,6 +397,14 @@ impl ShardServer {
             standing.pop_last();
         }
         standing
+    }
+
+    /// A group stands in its own dead letters too, without consuming them: what was replayed counts as consumed there.
+    fn is_own_dead_letters(&self, group: GroupId, partition: PartitionId) -> bool {
+        let Some(topic) = self.topics.by_partition(partition) else { return false };
+        let Some(name) = topic.name.strip_prefix("%DLQ%") else { return false };
+        let known = self.groups.registry.get(group, self.mail.shards());
+        known.is_ok_and(|known| known.entry.name == name && known.filter(&topic.name).is_none())
     }
 
     fn watermark_of(

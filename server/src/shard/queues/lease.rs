@@ -299,7 +299,9 @@ impl LeaseTable {
     /// Leases a record that is ready. Answers which delivery this is.
     pub(super) fn lease(&mut self, offset: u64, generation: u64, expires_us: u64) -> u16 {
         let Some(open) = self.open.get_mut(&offset) else { panic!("offset {offset} is leased and not open") };
-        let State::Waiting(at) = open.state else { panic!("offset {offset} is leased twice: {:?}", open.state) };
+        let State::Waiting(at) = open.state else {
+            panic!("offset {offset} is leased twice: {:?}", open.state)
+        };
         open.state = State::Leased { generation, expires_us, lenient: false }; // L1
         open.delivered = true;
         let attempt = open.failed.saturating_add(1);
@@ -349,9 +351,10 @@ impl LeaseTable {
             && at <= now_us
         {
             any = true;
-            let lenient = self.open.get(&offset).is_some_and(|open| {
-                matches!(open.state, State::Leased { lenient: true, .. })
-            });
+            let lenient = self
+                .open
+                .get(&offset)
+                .is_some_and(|open| matches!(open.state, State::Leased { lenient: true, .. }));
             if lenient { self.wait(offset, now_us, false) } else { self.fail(offset, now_us) }
         }
         any

@@ -93,13 +93,16 @@ impl Trial {
 
     fn expire(&mut self) {
         self.table.expire(self.now_us);
-        for known in &mut self.known {
+        let next = self.table.next().0;
+        for (offset, known) in self.known.iter_mut().enumerate() {
             if let Some((_, expires_us, lenient)) = known.lease
                 && expires_us <= self.now_us
             {
                 known.lease = None;
                 known.at_us = self.now_us;
                 known.failed += u16::from(!lenient);
+                // What was not looked at in this life may still be settled by whoever had it before.
+                known.delivered = (offset as u64) < next;
             }
         }
         self.bury();
@@ -124,7 +127,9 @@ impl Trial {
         assert!(known.lease.is_none(), "{offset} has two leases");
         assert!(known.at_us <= self.now_us, "{offset} came before its time");
         assert_eq!(attempt, known.failed + 1, "deliveries of {offset}");
-        if self.rules.ordered && let Some(key) = Self::key(offset) {
+        if self.rules.ordered
+            && let Some(key) = Self::key(offset)
+        {
             let before = (0..offset).filter(|o| Self::key(*o) == Some(key) && Self::wanted(*o));
             for other in before {
                 assert!(self.known[other as usize].done, "{offset} overtakes {other} of its key");
@@ -212,16 +217,13 @@ impl Trial {
                 if good {
                     let pause = if handle.attempt == 1 { 1 } else { 3 };
                     let record = &mut self.known[known];
-                    let delivered = record.delivered || known as u64 >= self.table.next().0;
                     *record = Known {
                         failed: handle.attempt,
                         lease: None,
                         at_us: now_us + pause * SECOND,
                         done: false,
-                        delivered,
+                        delivered: (known as u64) < self.table.next().0,
                     };
-                    // What was not looked at in this life may still be settled by whoever had it before.
-                    record.delivered = (known as u64) < self.table.next().0;
                     self.bury();
                 }
             }

@@ -38,12 +38,30 @@ type Key = (GroupId, PartitionId);
 /// Work for the shard that has it.
 #[derive(Debug)]
 pub(super) enum QueueWork {
-    Receive { partition: PartitionId, receive: Box<Receiving> },
-    Ack { partition: PartitionId, group: GroupId, leases: Vec<Handle> },
-    Change { partition: PartitionId, group: GroupId, changes: Vec<LeaseChange> },
-    Replay { partition: PartitionId, dry_run: bool, offsets: Vec<Offset> },
+    Receive {
+        partition: PartitionId,
+        receive: Box<Receiving>,
+    },
+    Ack {
+        partition: PartitionId,
+        group: GroupId,
+        leases: Vec<Handle>,
+    },
+    Change {
+        partition: PartitionId,
+        group: GroupId,
+        changes: Vec<LeaseChange>,
+    },
+    Replay {
+        partition: PartitionId,
+        dry_run: bool,
+        offsets: Vec<Offset>,
+    },
     /// For the coordinator: some of the group's rate.
-    Borrow { group: GroupId, want: Loan },
+    Borrow {
+        group: GroupId,
+        want: Loan,
+    },
 }
 
 /// What comes back.

@@ -127,7 +127,11 @@ impl Purse {
             let debt = held.min(0).unsigned_abs();
             if rate == 0 || held > 0 { 0 } else { (rate / PARTS).max(1) + debt }
         };
-        Some(Loan { records: part(rates.records, self.records), bytes: part(rates.bytes, self.bytes), wait_us: 0 })
+        Some(Loan {
+            records: part(rates.records, self.records),
+            bytes: part(rates.bytes, self.bytes),
+            wait_us: 0,
+        })
     }
 
     pub(super) fn take(&mut self, rates: Rates, loan: Loan, now_us: u64) {

@@ -325,8 +325,7 @@ impl ShardServer {
         self.queues.counter = self.queues.counter.wrapping_add(1);
         let epoch = u64::from(self.shard.log().epoch().0 as u32);
         let generation = epoch << 32 | u64::from(self.queues.counter);
-        let filled =
-            self.fill_from(partition, &mut queue, &mut purse, generation, receive, filling);
+        let filled = self.fill_from(partition, &mut queue, &mut purse, generation, receive, filling);
         self.queues.set_purse(group, purse, queue.rates);
         self.queues.queues.insert(key, queue);
         filled
@@ -366,7 +365,8 @@ impl ShardServer {
             if records_left == 0 {
                 return Filled::Starved;
             }
-            let mut bytes_left = purse.bytes(rates).min(max_bytes.saturating_sub(filling.entries.len()).max(1));
+            let mut bytes_left =
+                purse.bytes(rates).min(max_bytes.saturating_sub(filling.entries.len()).max(1));
             let (mut spent, mut broken) = ((0, 0), false);
             let fetched = self.shard.fetch(&self.ring, partition, from, 1, &mut |delivered, bytes| {
                 let parsed = Frame::parse(bytes).and_then(|frame| Ok((frame, Payload::parse(&frame)?)));

@@ -73,8 +73,7 @@ impl ShardServer {
                 owner: u64::from(group.0),
             });
             let watermark = known.map_or(Offset(0), |known| known.offset);
-            let change =
-                changes.entry(group).or_insert_with(|| AckChange::new(group, partition, watermark));
+            let change = changes.entry(group).or_insert_with(|| AckChange::new(group, partition, watermark));
             change.ranges.push((*offset, offset.plus(1)));
         }
         if dry_run || binds.is_empty() {

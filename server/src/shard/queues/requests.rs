@@ -67,8 +67,7 @@ impl ShardServer {
                     wait_ms: receive.wait_ms.min(FETCH_WAIT_MS_MAX),
                     until_us: 0,
                 };
-                let work =
-                    QueueWork::Receive { partition: target.partition, receive: Box::new(receiving) };
+                let work = QueueWork::Receive { partition: target.partition, receive: Box::new(receiving) };
                 self.ask(connection, origin, target.shard, Work::Queue(work));
             }
             Request::Ack(ack) => {

@@ -63,11 +63,11 @@ pub(super) fn put_chosen(
         return 1;
     }
     let in_blocks = frame.header.codec() == Codec::None || payload.blocks().nth(1).is_some();
-    let cuts = in_blocks && frame.bytes.len() > CUT_MIN && chosen.len() * 2 <= frame.header.count.get() as usize;
+    let cuts =
+        in_blocks && frame.bytes.len() > CUT_MIN && chosen.len() * 2 <= frame.header.count.get() as usize;
     let mut places = Vec::new();
-    let slice = cuts.then(|| {
-        payload.cut(frame.header, &|index| chosen.binary_search(&index).is_ok(), &mut places)
-    });
+    let slice =
+        cuts.then(|| payload.cut(frame.header, &|index| chosen.binary_search(&index).is_ok(), &mut places));
     let places = if cuts { &places[..] } else { chosen };
     let bytes = slice.as_deref().unwrap_or(frame.bytes);
     let (mut at, mut entries) = (0, 0);
@@ -157,7 +157,8 @@ impl ShardServer {
             let at_hand = out.len() > start;
             match fetched {
                 Fetched::Limit(to) | Fetched::AtEnd(to) if damaged => {
-                    let fetched = if at_hand { Fetched::Limit(next) } else { Fetched::Damaged { from: next, to } };
+                    let fetched =
+                        if at_hand { Fetched::Limit(next) } else { Fetched::Damaged { from: next, to } };
                     return GroupFetched { fetched, starved: false };
                 }
                 Fetched::Limit(to) => next = end.min(to),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod descriptors;
 pub mod exit_code;
+pub mod filter;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

@@ -420,6 +420,67 @@ impl<'a> Payload<'a> {
     }
 }
 
+impl Payload<'_> {
+    /// A SLICE of a frame: its records for which `wanted` says so, by index. Compressed blocks go as they are, with all
+    /// of their records, so `places` is told where each wanted record is in the slice.
+    pub fn cut(&self, frame: &FrameHeader, wanted: &dyn Fn(u32) -> bool, places: &mut Vec<u32>) -> Vec<u8> {
+        let (mut table, mut blocks, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rest, mut index, mut count) = (self.table, 0u32, 0u32);
+        let is_plain = frame.codec() == Codec::None;
+        for (block, stored) in self.blocks() {
+            let records = block.records.get();
+            let keeps = is_plain || (index..index + records).any(wanted);
+            let mut body_at = 0;
+            for index in index..index + records {
+                let before = rest;
+                let Some(entry) = take_entry(&mut rest, self.base_time) else { break };
+                if keeps && (!is_plain || wanted(index)) {
+                    table.extend_from_slice(&before[..before.len() - rest.len()]);
+                    if wanted(index) {
+                        places.push(count);
+                    }
+                    count += 1;
+                    if is_plain {
+                        let len = U32::new(entry.body_len as u32);
+                        blocks.push(BlockHeader { raw_len: len, stored_len: len, records: U32::new(1) });
+                        bodies.extend_from_slice(&stored[body_at..body_at + entry.body_len]);
+                    }
+                }
+                body_at += entry.body_len;
+            }
+            if keeps && !is_plain {
+                blocks.push(*block);
+                bodies.extend_from_slice(stored);
+            }
+            index += records;
+        }
+        let payload = PayloadHeader {
+            base_time: I64::new(self.base_time),
+            table_len: U32::new(table.len() as u32),
+            blocks: U32::new(blocks.len() as u32),
+            bodies_len: U32::new(bodies.len() as u32),
+            reserved: U32::ZERO,
+        };
+        let len = frame_size(table.len(), blocks.len(), bodies.len());
+        let mut bytes = Vec::with_capacity(len);
+        bytes.resize(FRAME_HEADER_SIZE, 0);
+        bytes.extend_from_slice(payload.as_bytes());
+        bytes.extend_from_slice(&table);
+        bytes.extend_from_slice(blocks.as_bytes());
+        bytes.extend_from_slice(&bodies);
+        bytes.resize(len, 0);
+        let mut header = *frame;
+        header.kind = FrameKind::Slice as u8;
+        header.len = U32::new(len as u32);
+        header.count = U32::new(count);
+        header.extension_len = U16::ZERO;
+        header.payload_crc = U32::new(crc32c(&bytes[FRAME_HEADER_SIZE..]));
+        header.seal();
+        bytes[..FRAME_HEADER_SIZE].copy_from_slice(header.as_bytes());
+        bytes
+    }
+}
+
 fn take_entry<'a>(table: &mut &'a [u8], base_time: i64) -> Option<RecordEntry<'a>> {
     let flags = *table.first()?;
     if flags & !FLAGS_KNOWN != 0 {
@@ -511,6 +572,44 @@ mod tests {
                 prop_assert_eq!(&read, props);
                 prop_assert_eq!(&bodies[at..at + entry.body_len], &body[..]);
                 at += entry.body_len;
+            }
+        }
+
+        #[test]
+        fn a_slice_holds_what_was_wanted(
+            records in proptest::collection::vec((owned(), any::<bool>()), 1..20), shape in 0..3,
+        ) {
+            let mut builder = FrameBuilder::new(1_000, FRAME_SIZE_MAX);
+            if shape == 1 {
+                builder = builder.block_per_record();
+            }
+            for ((key, tag, properties, time_ms, body), _) in &records {
+                let properties: Vec<_> = properties.iter().map(|p| (&p.0[..], &p.1[..])).collect();
+                let record = Record {
+                    key: key.as_deref(), tag: tag.as_deref(), properties: &properties, time_ms: *time_ms, body,
+                };
+                prop_assert_eq!(builder.push(&record), Ok(()));
+            }
+            // What stands for compression cuts off a zero behind each block.
+            let codec = if shape == 2 { Codec::Lz4 } else { Codec::None };
+            let bytes = builder.finish(ProducerStamp::default(), codec, &mut |raw| raw.split_last().map(|p| p.1.to_vec()));
+            let frame = Frame::parse(&bytes).unwrap();
+            let mut places = Vec::new();
+            let payload = Payload::parse(&frame).unwrap();
+            let cut = payload.cut(frame.header, &|index| records[index as usize].1, &mut places);
+            let slice = Frame::parse(&cut).unwrap();
+            slice.verify_payload().unwrap();
+            prop_assert_eq!((slice.header.kind(), slice.bytes.len()), (FrameKind::Slice, cut.len()));
+            let found = Payload::parse(&slice).unwrap();
+            let (all, kept): (Vec<_>, Vec<_>) = (payload.entries().collect(), found.entries().collect());
+            let wanted: Vec<_> = all.iter().zip(&records).filter(|pair| pair.1.1).map(|pair| *pair.0).collect();
+            let named: Vec<_> = places.iter().map(|place| kept[*place as usize]).collect();
+            prop_assert_eq!(named, wanted);
+            if frame.header.codec() == Codec::None {
+                prop_assert_eq!(kept.len(), places.len());
+                let bodies: Vec<_> = found.blocks().map(|block| block.1.to_vec()).collect();
+                let expected: Vec<_> = records.iter().filter(|r| r.1).map(|r| r.0.4.clone()).collect();
+                prop_assert_eq!(bodies, expected);
             }
         }
 

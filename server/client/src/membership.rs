@@ -86,8 +86,9 @@ pub(crate) struct Member {
     pub(crate) positions: Positions,
     doubt: Arc<Notify>,
     /// Holds whether the instance is to be forgotten.
-    stop: watch::Sender<bool>,
-    done: watch::Receiver<bool>,
+    stop: Option<watch::Sender<bool>>,
+    /// True when it is over.
+    pub(crate) done: watch::Receiver<bool>,
 }
 
 impl Member {
@@ -117,7 +118,7 @@ impl Member {
             task.run(stopped, &doubted).await;
             let _ = finished.send(true);
         });
-        Ok(Self { state, positions, doubt, stop, done })
+        Ok(Self { state, positions, doubt, stop: Some(stop), done })
     }
 
     /// Waits until the group has taken the member, or will not.
@@ -138,10 +139,16 @@ impl Member {
         self.doubt.notify_one();
     }
 
+    /// Leaves; `done` says when that was said.
+    pub(crate) fn begin_leaving(&mut self, forget: bool) {
+        if let Some(stop) = self.stop.take() {
+            stop.send_replace(forget);
+        }
+    }
+
     /// Leaves, and waits until that was said.
     pub(crate) async fn leave(mut self, forget: bool) {
-        self.stop.send_replace(forget);
-        drop(self.stop);
+        self.begin_leaving(forget);
         let _ = self.done.wait_for(|done| *done).await;
     }
 }

@@ -103,8 +103,16 @@ impl Future for SettleFuture {
 }
 
 enum Said {
-    Settle { token: u64, settle: Settle, reply: oneshot::Sender<Settled> },
-    Close(oneshot::Sender<()>),
+    Settle {
+        token: u64,
+        settle: Settle,
+        reply: oneshot::Sender<Settled>,
+    },
+    /// With the records that the caller did not take.
+    Close {
+        unread: Vec<u64>,
+        reply: Option<oneshot::Sender<()>>,
+    },
 }
 
 /// Receives records of its group; any number of consumers share the partitions record by record.
@@ -224,27 +232,27 @@ impl QueueConsumer {
         SettleFuture(settled)
     }
 
-    /// Hands back what was not handed out, waits until all that was said is durable, and leaves the group.
+    /// Leaves the group, hands back what was not handed out, and waits until all that was said is durable.
     pub async fn close(mut self) {
-        self.hand_back();
-        let (reply, done) = oneshot::channel();
-        let _ = self.said.send(Said::Close(reply));
-        let _ = done.await;
-    }
-
-    fn hand_back(&mut self) {
         self.deliveries.close();
-        while let Ok(delivery) = self.deliveries.try_recv() {
-            if let Ok(record) = delivery {
-                drop(self.release(&record, Duration::ZERO));
-            }
+        let mut unread = Vec::new();
+        while let Some(delivery) = self.deliveries.recv().await {
+            unread.extend(delivery.ok().map(|record| record.token));
         }
+        let (reply, done) = oneshot::channel();
+        let _ = self.said.send(Said::Close { unread, reply: Some(reply) });
+        let _ = done.await;
     }
 }
 
 impl Drop for QueueConsumer {
     fn drop(&mut self) {
-        self.hand_back();
+        self.deliveries.close();
+        let mut unread = Vec::new();
+        while let Ok(delivery) = self.deliveries.try_recv() {
+            unread.extend(delivery.ok().map(|record| record.token));
+        }
+        let _ = self.said.send(Said::Close { unread, reply: None });
     }
 }
 
@@ -273,11 +281,18 @@ impl Driver {
         let clock = self.client.shared().clock;
         let mut alarm = Alarm::new(clock);
         let mut ready: Option<Result<QueueRecord, GroupError>> = None;
-        let mut closed = false;
+        // Closing: leave, hear the last of what was asked for, hand back the rest, be done.
+        let (mut closed, mut left, mut handed_back) = (false, false, false);
         let mut actions = Vec::new();
         loop {
             let now_us = clock.now_us();
-            self.follow(&mut ready);
+            if !closed {
+                self.follow(&mut ready);
+            }
+            if left && !handed_back && !self.core.is_receiving() {
+                self.core.hand_back(now_us);
+                handed_back = true;
+            }
             if self.ids.is_some() {
                 self.core.next_actions(now_us, &mut actions);
             }
@@ -291,7 +306,7 @@ impl Driver {
                 ready =
                     ready.or_else(|| self.core.next_delivery(now_us).map(|delivery| Ok(record_of(delivery))));
             }
-            if closed && self.core.is_settled() {
+            if handed_back && self.core.is_settled() {
                 break;
             }
             let deadline_us = if self.ids.is_some() { self.core.deadline_us() } else { u64::MAX };
@@ -304,33 +319,34 @@ impl Driver {
             tokio::select! {
                 permit = room => match (permit, ready.take()) {
                     (Ok(permit), Some(delivery)) => permit.send(delivery),
-                    (Err(_), delivery) => self.give_back(clock.now_us(), delivery),
+                    (Err(_), delivery) => self.give_back(delivery),
                     (Ok(_), None) => {}
                 },
                 said = saying.recv(), if !closed => {
                     closed = self.said(clock.now_us(), said);
                     if closed {
-                        self.give_back(clock.now_us(), ready.take());
-                        self.core.close(clock.now_us());
+                        self.give_back(ready.take());
+                        self.core.close();
+                        self.member.begin_leaving(false);
                     }
                 }
+                () = over(&mut self.member.done), if closed && !left => left = true,
                 answer = answered.recv() => if let Some((request, answer)) = answer {
                     self.hear(clock.now_us(), request, answer);
                 },
                 () = alarm.wait(deadline_us) => {}
-                _ = self.member.state.changed() => {}
+                _ = self.member.state.changed(), if !closed => {}
             }
         }
         self.tell();
-        self.member.leave(false).await;
         for reply in self.closing {
             let _ = reply.send(());
         }
     }
 
-    fn give_back(&mut self, now_us: u64, delivery: Option<Result<QueueRecord, GroupError>>) {
+    fn give_back(&mut self, delivery: Option<Result<QueueRecord, GroupError>>) {
         if let Some(Ok(record)) = delivery {
-            self.core.settle(now_us, record.token, Settle::Release(0));
+            self.core.unread(record.token);
         }
     }
 
@@ -369,8 +385,9 @@ impl Driver {
                 }
                 false
             }
-            Some(Said::Close(reply)) => {
-                self.closing.push(reply);
+            Some(Said::Close { unread, reply }) => {
+                unread.into_iter().for_each(|token| self.core.unread(token));
+                self.closing.extend(reply);
                 true
             }
             None => true,
@@ -455,6 +472,11 @@ impl Driver {
             Err(CallError::NotSent(_)) => self.core.lost(now_us, request, true),
         }
     }
+}
+
+/// Waits until a member has left, and that was heard.
+async fn over(done: &mut tokio::sync::watch::Receiver<bool>) {
+    drop(done.wait_for(|done| *done).await);
 }
 
 fn record_of(delivery: Delivery) -> QueueRecord {

@@ -307,6 +307,10 @@ async fn what_was_not_handed_out_is_handed_back() {
     let record = timeout(SOON, leaving.next()).await.unwrap().unwrap();
     leaving.ack(&record).await.unwrap();
     leaving.close().await;
+    // A RECEIVE was waiting: what is handed back before the member has left goes to that one, and to nobody.
+    let mut in_order = vec!["leave"];
+    in_order.resize(10, "hand back");
+    assert_eq!((server.asked_of_groups(), server.leased("g", "t")), (in_order, 0));
     let mut staying = client.queue_consumer(group("g"), long).await.unwrap();
     for _ in 0..9 {
         let record = timeout(SOON, staying.next()).await.unwrap().unwrap();

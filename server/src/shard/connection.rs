@@ -89,7 +89,6 @@ pub(super) enum Pending {
     },
     #[allow(dead_code, reason = "its room is being built")]
     Group(GroupPending),
-    #[allow(dead_code, reason = "its room is being built")]
     Queue(QueuePending),
     Late(LatePending),
 }

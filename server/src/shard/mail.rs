@@ -10,7 +10,7 @@ use super::queues::{QueueAnswer, QueueWork};
 use super::topics::{NewTopic, TopicState};
 use ringmq_engine::ring::Doorbell;
 use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::{Offset, PartitionId};
+use ringmq_format::{GroupId, Offset, PartitionId};
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 
@@ -36,9 +36,9 @@ pub(super) struct Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadKind {
     /// Answers once.
-    Fetch { correlation: u64, handle: u32, max_bytes: u32, wait_ms: u32 },
+    Fetch { correlation: u64, handle: u32, max_bytes: u32, wait_ms: u32, group: GroupId },
     /// Goes on while there is credit.
-    Push { subscription: u32, credit: u64 },
+    Push { subscription: u32, credit: u64, group: GroupId },
 }
 
 /// Work for the shard that owns a partition, or for shard 0, which owns the catalogue.
@@ -90,10 +90,8 @@ pub(super) enum Work {
     /// Shard 0 has told all its topics.
     CatalogueComplete,
     /// For groups: membership, positions, settings.
-    #[allow(dead_code, reason = "its room is being built")]
     Group(GroupWork),
     /// For groups that consume record by record.
-    #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueWork),
     /// For transactions, delays and the settings of topics.
     Late(LateWork),
@@ -120,9 +118,7 @@ pub(super) enum Answer {
         /// It is durable there; otherwise nobody knows.
         durable: bool,
     },
-    #[allow(dead_code, reason = "its room is being built")]
     Group(GroupAnswer),
-    #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueAnswer),
     Late(LateAnswer),
 }

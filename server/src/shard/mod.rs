@@ -100,7 +100,6 @@ enum AckTarget {
     /// A topic that shard 0 told us.
     TopicEntered(TopicState),
     /// Whatever was asked for: this answer, or the other one when nothing becomes durable any more.
-    #[allow(dead_code, reason = "its users are being built")]
     Reply { origin: Origin, durable: Box<Answer>, unknown: Box<Answer> },
     /// Something of transactions or delays.
     Late(Box<late::Durable>),
@@ -373,8 +372,8 @@ impl ShardServer {
         self.turn_poison();
         self.turn_groups();
         self.turn_late();
-        self.turn_queues();
         self.turn_readers();
+        self.turn_queues();
         self.turn_mail();
         // Pages that readers have asked for and frames that came by mail are submitted before the thread sleeps.
         self.shard.turn(&mut self.ring);
@@ -805,7 +804,10 @@ impl ShardServer {
             }
             Work::Credit { bytes } => self.readers.add_credit(origin, bytes),
             Work::Unsubscribe => self.readers.remove(origin),
-            Work::Go => self.readers.go(origin),
+            Work::Go => {
+                self.readers.go(origin);
+                self.queues.go(origin);
+            }
             Work::Gone => self.connection_is_gone(origin.shard, origin.connection),
             Work::CreateTopic(new) => self.create_topic(origin, new),
             Work::AlterTopic { name, patch } => self.alter_topic(origin, name, patch),

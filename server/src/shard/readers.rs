@@ -2,16 +2,19 @@
 //!
 //! States  ready -[serve]-> waiting (nothing visible) | cold (pages on the way) | broke (no credit)
 //!                        | blocked (the connection's output is full) | gone (a fetch was answered, or it failed)
+//!                        | starved (the rate of its group is used up)
 //!         waiting -[partition moved | fetch deadline]-> ready      cold -[page came]-> ready
 //!         broke -[credit]-> ready                                  blocked -[output drained]-> ready
+//!         starved -[a loan, or its deadline]-> ready
 //! A reader lives at the shard that owns its partition; its connection may be at another.
 
 use super::ShardServer;
 use super::connection::{INPUT_MIN, OUT_SOFT};
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
+use super::queues::QUEUE_TAG;
 use super::requests::{FETCH_TAG, end_subscription};
 use ringmq_engine::shard::Fetched;
-use ringmq_format::{Offset, PartitionId};
+use ringmq_format::{GroupId, Offset, PartitionId};
 use ringmq_protocol::fetch::{fetch_begin, fetch_end, put_entry};
 use ringmq_protocol::response::ErrorBody;
 use ringmq_protocol::{ErrorCode, FetchEntryHeader, FetchFields, Op};
@@ -19,6 +22,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of one PUSH, before the frame that may overshoot.
 const PUSH_BYTES: usize = 256 << 10;
+/// A reader that belongs to no group.
+pub(super) const NO_GROUP: GroupId = GroupId(0);
 /// Readers served in one turn, so that acknowledgements never wait long.
 const SERVED_PER_TURN: usize = 64;
 
@@ -29,6 +34,7 @@ enum State {
     Cold,
     Broke,
     Blocked,
+    Starved,
 }
 
 #[derive(Debug)]
@@ -89,6 +95,13 @@ impl Readers {
         }
     }
 
+    /// Its group may have something again.
+    pub(super) fn wake(&mut self, origin: Origin) {
+        if self.readers.get(&origin).is_some_and(|reader| reader.state == State::Starved) {
+            self.make_ready(origin);
+        }
+    }
+
     pub(super) fn add_credit(&mut self, origin: Origin, bytes: u64) {
         let Some(reader) = self.readers.get_mut(&origin) else { return };
         if let ReadKind::Push { credit, .. } = &mut reader.kind {
@@ -100,7 +113,7 @@ impl Readers {
     }
 
     pub(super) fn go(&mut self, origin: Origin) {
-        if origin.tag >= FETCH_TAG {
+        if (FETCH_TAG..QUEUE_TAG).contains(&origin.tag) {
             for next in self.answering.remove(&(origin.shard, origin.connection)).unwrap_or_default() {
                 self.make_ready(next);
             }
@@ -177,6 +190,8 @@ enum Served {
     Nothing,
     Cold,
     Broke,
+    /// The rate of its group is used up.
+    Starved,
     /// Answered or failed.
     Gone,
 }
@@ -220,10 +235,12 @@ impl ShardServer {
         self.shard.take_moved(&mut moved);
         for partition in moved.drain(..) {
             self.readers.wake_partition(partition);
+            self.queues.wake_partition(partition);
         }
         self.moved = moved;
         if self.shard.take_cold_progress() {
             self.readers.wake_cold();
+            self.queues.wake_cold();
             for (origin, work) in self.readers.take_parked() {
                 self.execute(origin, work);
             }
@@ -252,6 +269,7 @@ impl ShardServer {
             Served::Nothing => State::Waiting,
             Served::Cold => State::Cold,
             Served::Broke => State::Broke,
+            Served::Starved => State::Starved,
         };
         match reader.state {
             State::Ready => self.readers.ready.push_back(origin),
@@ -262,6 +280,11 @@ impl ShardServer {
                 }
             }
             State::Cold => self.readers.cold.push(origin),
+            State::Starved => {
+                if let Some(until) = until_us {
+                    self.readers.deadlines.insert((until, origin));
+                }
+            }
             State::Broke | State::Blocked => {}
         }
         self.readers.readers.insert(origin, reader);
@@ -273,7 +296,7 @@ impl ShardServer {
                 (Op::Fetch, correlation, handle, max_bytes as usize)
             }
             ReadKind::Push { credit: 0, .. } => return Served::Broke,
-            ReadKind::Push { subscription, credit } => {
+            ReadKind::Push { subscription, credit, .. } => {
                 (Op::Push, 0, subscription, PUSH_BYTES.min(credit as usize))
             }
         };
@@ -308,12 +331,33 @@ impl ShardServer {
         };
         let start = fetch_begin(&mut out);
         let before = out.len();
-        let fetched =
+        let (ReadKind::Fetch { group, .. } | ReadKind::Push { group, .. }) = reader.kind;
+        let mut starved = false;
+        let fetched = if group == NO_GROUP {
             self.shard.fetch(&self.ring, reader.partition, reader.next, max_bytes, &mut |entry, frame| {
                 let (offset, time) = (entry.base_offset.0, entry.visible_time);
                 put_entry(&mut out, &FetchEntryHeader::new(offset, time, entry.first_record, entry.count));
                 out.extend_from_slice(frame);
-            });
+            })
+        } else {
+            let (filter, rates) = match self.filter_of(group, reader.partition) {
+                Ok(found) => found,
+                Err(code) => {
+                    out.truncate(start);
+                    let body = ErrorBody { code: code as u16, retry_after_ms: 0, message: code.text() };
+                    body.encode(op as u8, correlation, handle, &mut out);
+                    return self.hand_over(origin, out, op == Op::Fetch, Served::Gone);
+                }
+            };
+            let (partition, next) = (reader.partition, reader.next);
+            let found = self.fetch_for_group(group, partition, next, max_bytes, (&filter, rates), &mut out);
+            if found.starved {
+                self.queues.starve(group, rates, origin);
+            }
+            starved = found.starved;
+            found.fetched
+        };
+        let before_next = reader.next;
         let bytes = out.len() - before;
         let expired = reader.until_us.is_some_and(|until| self.ring.now().mono_us >= until);
         let mut is_last = op == Op::Fetch;
@@ -328,14 +372,26 @@ impl ShardServer {
                 self.count_read(reader.partition, bytes);
                 if is_last { Served::Gone } else { Served::Again }
             }
-            Fetched::AtEnd(_) if op == Op::Fetch && expired => {
+            Fetched::AtEnd(next) | Fetched::Limit(next) if op == Op::Fetch && expired => {
+                reader.next = next;
                 self.end_entries(&mut out, start, op, correlation, handle, reader);
                 Served::Gone
             }
-            Fetched::AtEnd(_) | Fetched::Limit(_) => {
+            // All of it was left out: a subscriber hears how far it is.
+            Fetched::AtEnd(next) if op == Op::Push && next > before_next => {
+                reader.next = next;
+                self.end_entries(&mut out, start, op, correlation, handle, reader);
+                Served::Again
+            }
+            Fetched::AtEnd(next) | Fetched::Limit(next) => {
+                reader.next = next;
                 out.truncate(start);
                 is_last = false;
-                Served::Nothing
+                match fetched {
+                    _ if starved => Served::Starved,
+                    Fetched::Limit(_) if group != NO_GROUP => Served::Again,
+                    _ => Served::Nothing,
+                }
             }
             Fetched::Cold(_) => {
                 out.truncate(start);
@@ -376,7 +432,7 @@ impl ShardServer {
     }
 
     /// Has a reader of this shard wait until the output of its connection has drained, or until there is memory.
-    fn block(&mut self, origin: Origin, backlog: usize, held: usize) {
+    pub(super) fn block(&mut self, origin: Origin, backlog: usize, held: usize) {
         if let Some(connection) = self.connection(origin.connection) {
             connection.blocked.push((origin.shard, origin.tag));
         }

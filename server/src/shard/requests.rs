@@ -12,7 +12,7 @@ use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::Frame;
 use ringmq_format::limits::FRAME_HEADER_SIZE;
 use ringmq_format::name::check_topic_name;
-use ringmq_format::{Lsn, Offset, PartitionId, TopicId};
+use ringmq_format::{GroupId, Lsn, Offset, PartitionId, TopicId};
 use ringmq_protocol::limits::{
     CREDIT_MAX, DESCRIBE_PARTITIONS_MAX, FETCH_ENTRIES_MAX, FETCH_SIZE_MAX, FETCH_WAIT_MS_MAX, HANDLES_MAX,
     IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, LIST_TOPICS_MAX, PRE_HELLO_SIZE_MAX, REQUEST_SIZE_MAX,
@@ -38,7 +38,7 @@ const GOODBYE_GRACE_MS: u32 = 2_000;
 pub(super) const FETCH_TAG: u64 = 1 << 63;
 
 /// Bytes of one answer to a FETCH. Even frames of the smallest kind are then fewer than an answer may have.
-const FETCH_BYTES_MAX: usize = 4 << 20;
+pub(super) const FETCH_BYTES_MAX: usize = 4 << 20;
 
 const _: () = {
     assert!(FETCH_BYTES_MAX <= FETCH_SIZE_MAX);
@@ -243,6 +243,7 @@ impl ShardServer {
                     handle: fetch.handle,
                     max_bytes: fetch.max_bytes.min(FETCH_BYTES_MAX as u32),
                     wait_ms: fetch.max_wait_ms.min(FETCH_WAIT_MS_MAX),
+                    group: GroupId(fetch.group),
                 };
                 let work = Work::Fetch { partition: handle.partition, offset: Offset(fetch.offset), kind };
                 self.ask(connection, origin, handle.shard, work);
@@ -469,7 +470,8 @@ impl ShardServer {
         connection.subscriptions.insert(subscription, Subscription { shard: target.shard, tag });
         let handle = subscribe.handle;
         let pending = connection.keep(Pending::Subscribe { correlation, handle, subscription, tag, offset });
-        let kind = ReadKind::Push { subscription, credit: subscribe.credit.min(CREDIT_MAX) };
+        let group = GroupId(subscribe.group);
+        let kind = ReadKind::Push { subscription, credit: subscribe.credit.min(CREDIT_MAX), group };
         let (partition, offset) = (target.partition, Offset(offset));
         let origin = self.origin(connection, tag);
         self.ask(connection, origin, target.shard, Work::Subscribe { partition, offset, kind, pending });

@@ -8,6 +8,8 @@
 //!                 `renew_for` is over. A buffered record whose lease has ended is not given out.
 //!             Q5  A record that the caller neither settles nor holds a lease of is forgotten one lease time later:
 //!                 until then the server may still take an ack, if nobody else has got the record.
+//!             Q6  What was not handed out is handed back only when no RECEIVE is on its way any more: it would come
+//!                 with that one's answer, to nobody.
 //! States      of a record: buffered -(next)-> taken -(ack, retry, release)-> settling -(answered)-> gone
 //! Ignorant of connections and of membership: what a shell should do comes out as actions, numbered by request.
 
@@ -183,6 +185,8 @@ pub struct QueueCore {
     next_token: u64,
     next_slot: PartitionId,
     closed: bool,
+    /// To be handed back, once closed.
+    unread: Vec<u64>,
     doubtful: bool,
     failed: Option<QueueFailure>,
     random: Random,
@@ -214,6 +218,7 @@ impl QueueCore {
             next_token: 1,
             next_slot: PartitionId(0),
             closed: false,
+            unread: Vec::new(),
             doubtful: false,
             failed: None,
         }
@@ -229,11 +234,27 @@ impl QueueCore {
         }
     }
 
-    /// Takes nothing more, and hands back what is buffered.
-    pub fn close(&mut self, now_us: u64) {
+    /// Asks for nothing more. What is buffered is handed back by [`QueueCore::hand_back`].
+    pub fn close(&mut self) {
         self.closed = true;
-        for delivery in std::mem::take(&mut self.buffer) {
-            self.settle(now_us, delivery.token, Settle::Release(0));
+        self.unread.extend(self.buffer.drain(..).map(|delivery| delivery.token));
+    }
+
+    /// A delivery that the caller did not get.
+    pub fn unread(&mut self, token: u64) {
+        self.unread.push(token);
+    }
+
+    /// The server may still answer a RECEIVE.
+    pub fn is_receiving(&self) -> bool {
+        self.asked.values().any(|asked| matches!(asked, Asked::Receive { .. }))
+    }
+
+    /// Hands back what was not handed out, when the member has left and nothing is on its way (Q6).
+    pub fn hand_back(&mut self, now_us: u64) {
+        assert!(self.closed && !self.is_receiving(), "handed back while more may come");
+        for token in std::mem::take(&mut self.unread) {
+            self.settle(now_us, token, Settle::Release(0));
         }
     }
 
@@ -471,7 +492,7 @@ impl QueueCore {
         self.held.insert(token, held);
         self.due(token, look_us);
         if self.closed {
-            self.settle(now_us, token, Settle::Release(0));
+            self.unread.push(token); // Q6
         } else {
             let attempt = handle.attempt.get();
             self.buffer.push_back(Delivery { token, topic: target.topic.clone(), record, attempt });

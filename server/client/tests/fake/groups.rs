@@ -28,6 +28,8 @@ pub(super) struct Groups {
     next: u64,
     /// So many requests about leases are done and then answered by an error that leaves it open.
     pub(super) lose_acks: usize,
+    /// What was asked about leases and members, in order.
+    asked: Vec<&'static str>,
 }
 
 struct Group {
@@ -108,6 +110,18 @@ impl Server {
             group.members.clear();
             group.generation += 1 << 32;
         }
+    }
+
+    /// What members have asked for, in order: `leave`, `hand back`.
+    pub(crate) fn asked_of_groups(&self) -> Vec<&'static str> {
+        self.data.lock().unwrap().groups.asked.clone()
+    }
+
+    /// Records of a partition that are out under a lease.
+    pub(crate) fn leased(&self, group: &str, topic: &str) -> usize {
+        let data = self.data.lock().unwrap();
+        let pid = data.topics[topic].base;
+        data.groups.groups[group].queues[&pid].leases.len()
     }
 
     /// So many acks are done and answered by an error that leaves it open.
@@ -492,6 +506,7 @@ impl Session {
                 Response::Heartbeat(answer).encode(correlation, 0, out);
             }
             Request::LeaveGroup(leave) => {
+                data.groups.asked.push("leave");
                 let group = data.groups.by_id(leave.group)?;
                 group.members.remove(&leave.member);
                 group.generation += 1;
@@ -580,8 +595,14 @@ impl Session {
                 let max_attempts = group.max_attempts;
                 let queue = group.queues.entry(pid).or_default();
                 queue.expire(max_attempts);
-                let mut changed = Vec::new();
+                let (mut changed, mut asked) = (Vec::new(), Vec::new());
+                let hands_back = |change: &ringmq_protocol::LeaseChange| {
+                    change.kind == ringmq_protocol::queue::CHANGE_AFTER && change.after_ms.get() == 0
+                };
                 for change in change.changes {
+                    if hands_back(change) {
+                        asked.push("hand back");
+                    }
                     let offset = change.handle.offset.get();
                     if let Err(code) = queue.held(&change.handle) {
                         changed.push(ChangedLease::failed(code, 0));
@@ -604,6 +625,7 @@ impl Session {
                         changed.push(ChangedLease { lease, ..ChangedLease::new_zeroed() });
                     }
                 }
+                data.groups.asked.extend(asked);
                 Response::Changed(&changed).encode(correlation, handle, out);
             }
             Request::EndTransaction(end) => {

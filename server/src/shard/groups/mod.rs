@@ -15,9 +15,9 @@ mod work;
 use super::ShardServer;
 use super::mail::{ConnectionKey, Origin};
 use coordinator::Coordinator;
+pub(super) use offsets::Found;
 use offsets::Offsets;
 use registry::Registry;
-#[allow(unused_imports, reason = "its users are being built")]
 pub(super) use registry::{GroupEvent, KnownGroup};
 pub(super) use requests::GroupPending;
 use ringmq_format::catalogue::TopicEntry;
@@ -63,13 +63,11 @@ impl GroupState {
 
 impl ShardServer {
     /// A group: on every shard, for every group. `Recovering` until its coordinator has told.
-    #[allow(dead_code, reason = "its users are being built")]
     pub(super) fn group(&self, group: GroupId) -> Result<&KnownGroup, ErrorCode> {
         self.groups.registry.get(group, self.mail.shards())
     }
 
     /// What has happened to groups since the turn before, from `turn_groups` to the end of the turn.
-    #[allow(dead_code, reason = "its users are being built")]
     pub(super) fn group_events(&self) -> &[GroupEvent] {
         &self.groups.events
     }

@@ -72,7 +72,7 @@ impl Offsets {
 }
 
 /// What a look-up has come to.
-enum Found<T> {
+pub(in crate::shard) enum Found<T> {
     Is(T),
     /// Pages are on the way.
     Cold,
@@ -324,7 +324,12 @@ impl ShardServer {
     }
 
     /// Where something begins in a partition.
-    fn start_at(&mut self, partition: PartitionId, extent: Extent, start: GroupStart) -> Found<Offset> {
+    pub(in crate::shard) fn start_at(
+        &mut self,
+        partition: PartitionId,
+        extent: Extent,
+        start: GroupStart,
+    ) -> Found<Offset> {
         Found::Is(match start {
             GroupStart::Earliest => extent.start,
             GroupStart::Latest => extent.visible,
@@ -373,7 +378,9 @@ impl ShardServer {
         limit: usize,
     ) -> BTreeMap<(PartitionId, u64), Option<Offset>> {
         let shards = self.mail.shards();
-        let positions = self.shard.cursors().of_group(group, after).take(limit);
+        let positions = self.shard.cursors().of_group(group, after);
+        let positions =
+            positions.filter(|(key, _)| !self.is_own_dead_letters(group, key.partition)).take(limit);
         let mut standing: BTreeMap<_, _> =
             positions.map(|(key, position)| ((key.partition, key.instance), Some(position.offset))).collect();
         let Ok(known) = self.groups.registry.get(group, shards) else { return standing };
@@ -396,6 +403,14 @@ impl ShardServer {
             standing.pop_last();
         }
         standing
+    }
+
+    /// A group stands in its own dead letters too, without consuming them: what was replayed counts as consumed there.
+    fn is_own_dead_letters(&self, group: GroupId, partition: PartitionId) -> bool {
+        let Some(topic) = self.topics.by_partition(partition) else { return false };
+        let Some(name) = topic.name.strip_prefix("%DLQ%") else { return false };
+        let known = self.groups.registry.get(group, self.mail.shards());
+        known.is_ok_and(|known| known.entry.name == name && known.filter(&topic.name).is_none())
     }
 
     fn watermark_of(
@@ -439,7 +454,7 @@ impl ShardServer {
             };
             let Some(topic) = self.topics.by_partition(partition) else { continue };
             let acks = (instance == 0).then(|| self.shard.cursors().acks(asked.group, partition)).flatten();
-            let (in_flight, dead_letters) = self.queue_figures(asked.group, partition);
+            let (in_flight, dead_letters) = self.queue_counts(asked.group, partition);
             let row = GroupPosition {
                 instance: U64::new(instance),
                 topic: U32::new(topic.topic.0),
@@ -464,11 +479,6 @@ impl ShardServer {
             _ => return self.readers.park(origin, Work::Group(GroupWork::Positions(asked))),
         };
         self.reply_group(origin, GroupAnswer::Positions(Box::new(FoundPositions { rows, lag })));
-    }
-
-    /// Records out under a lease, and dead letters made, of a group in a partition.
-    fn queue_figures(&self, _group: GroupId, _partition: PartitionId) -> (u32, u64) {
-        (0, 0)
     }
 
     /// How far a group is behind, over all partitions of this shard.

@@ -33,7 +33,6 @@ impl KnownGroup {
     }
 
     /// The filter of its subscription to a topic; `None`: it does not consume the topic.
-    #[allow(dead_code, reason = "its users are being built")]
     pub(in crate::shard) fn filter(&self, topic: &str) -> Option<&str> {
         self.entry.subscriptions.iter().find(|one| one.topic == topic).map(|one| one.filter.as_str())
     }

@@ -1,5 +1,6 @@
 //! Settings of a group as they were asked for, and what they may be.
 
+use crate::filter::Filter;
 use ringmq_format::consumer_group::{GroupOptions, GroupStart, GroupSubscription};
 use ringmq_format::name::{NameError, check_topic_name};
 use ringmq_protocol::limits::INVISIBLE_MS_MAX;
@@ -118,20 +119,10 @@ pub(super) fn check_subscriptions(join: &JoinGroup<'_>) -> Result<Vec<GroupSubsc
     Ok(list)
 }
 
-/// Everything, or a list of tags.
+/// Everything, tags, or SQL92 on properties.
 fn check_filter(filter: &str) -> Result<(), Refused> {
-    let filter = filter.trim();
-    if filter.is_empty() || filter == "*" {
-        return Ok(());
+    match Filter::parse(filter) {
+        Ok(_) => Ok(()),
+        Err(error) => Err((ErrorCode::InvalidFilter, error.to_string())),
     }
-    let mut column = 1;
-    for tag in filter.split("||") {
-        let inner = tag.trim();
-        if inner.is_empty() || inner.contains(|c: char| c.is_whitespace() || c == '|') {
-            let text = format!("column {column}: a tag is expected, without blanks");
-            return Err((ErrorCode::InvalidFilter, text));
-        }
-        column += tag.chars().count() + 2;
-    }
-    Ok(())
 }

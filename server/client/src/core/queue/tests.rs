@@ -236,7 +236,9 @@ fn closing_hands_back_what_is_buffered() {
     let mut core = core(2, 1);
     receive(&mut core, 0, &[7, 8]);
     let taken = core.next_delivery(0).unwrap();
-    core.close(1);
+    core.close();
+    assert_eq!(actions(&mut core, 1), []);
+    core.hand_back(1);
     let asked = actions(&mut core, 1);
     let [QueueAction::Change { request, ref changes, .. }] = asked[..] else { panic!("{asked:?}") };
     assert_eq!(changes[..], [LeaseChange::after(LeaseHandle::new(8, 1, 1), 0)]);
@@ -245,4 +247,24 @@ fn closing_hands_back_what_is_buffered() {
     // What the caller has is still the caller's to settle.
     assert!(core.settle(3, taken.token, Settle::Ack));
     assert!(!core.is_settled());
+}
+
+#[test]
+fn nothing_is_handed_back_to_a_receive_that_is_on_its_way() {
+    let mut core = core(4, 1);
+    receive(&mut core, 0, &[7, 8]);
+    let asked = actions(&mut core, 0);
+    let [QueueAction::Receive { request, .. }] = asked[..] else { panic!("{asked:?}") };
+    core.close();
+    assert_eq!(actions(&mut core, 1), [], "the RECEIVE that waits would get them");
+    assert!(core.is_receiving());
+    // It was answered before the member had left.
+    let (leases, bytes) = answer(&[9], 1);
+    core.received(2, request, &leases, &bytes);
+    assert_eq!((core.is_receiving(), actions(&mut core, 2)), (false, vec![]));
+    core.hand_back(3);
+    let asked = actions(&mut core, 3);
+    let [QueueAction::Change { ref changes, .. }] = asked[..] else { panic!("{asked:?}") };
+    let expected = [7, 8, 9].map(|offset| LeaseChange::after(LeaseHandle::new(offset, 1, 1), 0));
+    assert_eq!(changes[..], expected);
 }

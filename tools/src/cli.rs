@@ -1,6 +1,9 @@
 //! The shape of the command line: the verbs, and what all of them share.
 
-use crate::{bench, completions, data, demo, doctor, man, publish, server, subscribe, topic};
+use crate::{
+    bench, completions, data, dead_letters, demo, doctor, group, man, publish, server, subscribe, timer,
+    topic, transaction,
+};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmq_server::limits::LISTEN_DEFAULT;
@@ -75,9 +78,17 @@ pub(crate) enum Verb {
     Pub(Box<publish::PubArgs>),
     /// Read a topic, each partition in order.
     Sub(Box<subscribe::SubArgs>),
-    /// Make, list, show and remove topics.
+    /// Make, list, show, change and remove topics.
     Topic(topic::TopicArgs),
-    /// Show in under 30 seconds that an acknowledged record survives `kill -9`.
+    /// Consumer groups: members, positions and lag.
+    Group(group::GroupArgs),
+    /// Transactions that are open or parked.
+    Txn(transaction::TxnArgs),
+    /// Messages that wait for their time.
+    Timer(timer::TimerArgs),
+    /// Dead letters, and putting them back.
+    Dlq(dead_letters::DlqArgs),
+    /// Walk `kill -9` and five scenarios with real clients in under 30 seconds, and prove each claim.
     Demo(demo::DemoArgs),
     /// Check whether this machine is fit for a server, and say what to do where it is not.
     Doctor(doctor::DoctorArgs),

@@ -24,7 +24,28 @@ pub(crate) async fn connect(target: &Target, retry_for: Duration) -> Result<Clie
 
 /// An error of the client, with the server, the topic and the way out.
 pub(crate) fn client_failure(error: &ClientError, target: &Target, topic: Option<&str>) -> Failure {
-    let place = place(target, topic);
+    failure_at(error, place(target, topic), topic)
+}
+
+/// The same about something that is no topic: a group, a transaction, a message.
+pub(crate) fn failure_about(error: &ClientError, target: &Target, noun: &str, name: &str) -> Failure {
+    let name = crate::format::harmless(name.as_bytes());
+    let failure = failure_at(error, format!("{noun} '{name}' on {}", target.server), None);
+    let code = match error {
+        ClientError::Refused(refused) => refused.code(),
+        _ => None,
+    };
+    match code {
+        Some(ErrorCode::UnknownGroup) => failure.cure("`ringmq group ls` lists the groups"),
+        Some(ErrorCode::GroupExists) => failure.cure(format!("`ringmq group set {name}` changes it")),
+        Some(ErrorCode::UnknownTransaction) => {
+            failure.cure("`ringmq txn ls` lists what is open; what was resolved long ago is forgotten")
+        }
+        _ => failure,
+    }
+}
+
+fn failure_at(error: &ClientError, place: String, topic: Option<&str>) -> Failure {
     let innermost = match error {
         ClientError::TimedOut(last) => last,
         other => other,

@@ -8,11 +8,14 @@ mod bench;
 mod child;
 mod cli;
 mod completions;
+mod confirm;
 mod data;
+mod dead_letters;
 mod demo;
 mod doctor;
 mod failure;
 mod format;
+mod group;
 mod lines;
 mod link;
 mod man;
@@ -22,7 +25,11 @@ mod screen;
 mod server;
 mod start;
 mod subscribe;
+mod subscribe_group;
+mod timer;
 mod topic;
+mod topic_settings;
+mod transaction;
 
 use clap::Parser;
 use cli::{Cli, Verb};
@@ -36,6 +43,10 @@ fn main() -> ExitCode {
         Verb::Pub(args) => publish::run(&args, &common),
         Verb::Sub(args) => subscribe::run(&args, &common),
         Verb::Topic(args) => topic::run(&args, &common),
+        Verb::Group(args) => group::run(&args, &common),
+        Verb::Txn(args) => transaction::run(&args, &common),
+        Verb::Timer(args) => timer::run(&args, &common),
+        Verb::Dlq(args) => dead_letters::run(&args, &common),
         Verb::Demo(args) => demo::run(&args, &common),
         Verb::Doctor(args) => doctor::run(&args, &common),
         Verb::Data(args) => data::run(&args, &common),

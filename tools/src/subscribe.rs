@@ -9,6 +9,7 @@ use crate::format::{self, DIRECTIVES, Format, Shown, harmless};
 use crate::link;
 use crate::screen::{Ink, Screen};
 use crate::start::{self, TIMES};
+use crate::{dead_letters, subscribe_group};
 use ringmq_client::{
     ConsumeError, ConsumedRecord, Consumer, ConsumerConfig, ErrorCode, Halt, Partitions, Start,
 };
@@ -27,19 +28,34 @@ const CREDIT: u64 = 32 << 20;
 #[command(after_help = examples())]
 pub(crate) struct SubArgs {
     /// The topic.
-    topic: String,
+    pub(crate) topic: String,
+    /// As a member of this group, made if it is missing: it goes on where the group is.
+    #[arg(short, long, value_name = "GROUP", conflicts_with_all = ["partition", "until"])]
+    group: Option<String>,
+    /// How the group consumes [default: stream].
+    #[arg(long, value_name = "MODE", requires = "group")]
+    pub(crate) mode: Option<Mode>,
+    /// Stable name of this subscriber of a broadcast: it goes on where it was.
+    #[arg(long, value_name = "NAME", requires = "group")]
+    pub(crate) instance: Option<String>,
+    /// Only what matches, chosen by the server: tags (`a || b`) or SQL92 on properties.
+    #[arg(long, value_name = "EXPR", requires = "group", value_parser = filter)]
+    pub(crate) filter: Option<String>,
+    /// First the latest record of each key, then what comes: no gap, no repeat.
+    #[arg(long, conflicts_with_all = ["group", "partition", "from"])]
+    latest_per_key: bool,
     /// Read only this partition; may be repeated.
     #[arg(short, long, value_name = "P")]
     partition: Vec<u32>,
-    /// Begin at earliest, latest, an offset or a time.
-    #[arg(long, value_name = "WHERE", default_value = "earliest", allow_hyphen_values = true)]
-    from: start::From,
+    /// Begin at earliest, latest, an offset or a time; a group only where it has no position [default: earliest].
+    #[arg(long, value_name = "WHERE", allow_hyphen_values = true)]
+    pub(crate) from: Option<start::From>,
     /// Stop at `end`: what was on disk when it began [default: go on for ever].
     #[arg(long, value_name = "WHERE")]
-    until: Option<Until>,
+    pub(crate) until: Option<Until>,
     /// Stop after so many records.
     #[arg(short = 'n', long, value_name = "COUNT")]
-    count: Option<u64>,
+    pub(crate) count: Option<u64>,
     /// How each record is written [default: in a pipe '%v\n', at a terminal a line with offset and time].
     #[arg(short, long, value_name = "FORMAT", conflicts_with = "json")]
     format: Option<Format>,
@@ -47,11 +63,27 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "TIME", default_value = "120s")]
     retry_for: Span,
     #[command(flatten)]
-    target: Target,
+    pub(crate) target: Target,
+}
+
+/// How members of a group consume.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// Each partition has one member, who reads it in order.
+    #[default]
+    Stream,
+    /// Members share partitions record by record.
+    Queue,
+    /// Every member gets every record.
+    Broadcast,
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    dead_letters::filter(text).map(|_| text.to_owned())
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Until {
+pub(crate) enum Until {
     End,
 }
 
@@ -64,6 +96,10 @@ Examples:
   ringmq sub logs --from start --until end > copy   byte for byte what `pub` was given
   ringmq sub logs --from -15m --json | jq .value
   ringmq sub logs --partition 3 --from 42 -f '%t %p %o %k %v\\n'
+  ringmq sub users --group mail                     a member; what was written is committed
+  ringmq sub orders --group work --mode queue --filter 'paid || sent'
+  ringmq sub prices --group feed --mode broadcast --instance $HOSTNAME
+  ringmq sub prices --latest-per-key
 
 {DIRECTIVES}
 {TIMES}"
@@ -78,16 +114,22 @@ pub(crate) fn run(args: &SubArgs, common: &Common) -> Result<(), Failure> {
     link::block_on(async {
         let failure = |error| link::client_failure(&error, &args.target, Some(&args.topic));
         let client = link::connect(&args.target, Duration::from_millis(args.retry_for.0)).await?;
+        if let Some(group) = &args.group {
+            return subscribe_group::read(args, group, &client, common).await;
+        }
+        if args.latest_per_key {
+            return subscribe_group::latest(args, &client, common).await;
+        }
         let config = ConsumerConfig {
             partitions: match &args.partition[..] {
                 [] => Partitions::All,
                 some => Partitions::Some(some.to_vec()),
             },
             start: match args.from {
-                start::From::Earliest => Start::Earliest,
-                start::From::Latest => Start::Latest,
-                start::From::Offset(offset) => Start::Offset(offset),
-                start::From::Time(time) => Start::TimeMs(time),
+                None | Some(start::From::Earliest) => Start::Earliest,
+                Some(start::From::Latest) => Start::Latest,
+                Some(start::From::Offset(offset)) => Start::Offset(offset),
+                Some(start::From::Time(time)) => Start::TimeMs(time),
             },
             credit_bytes: CREDIT,
             auto_create: true,
@@ -119,7 +161,7 @@ fn is_below(record: &ConsumedRecord, ends: Option<&BTreeMap<u32, u64>>) -> bool 
     ends.is_none_or(|ends| ends.get(&record.partition).is_none_or(|end| record.offset < *end))
 }
 
-fn consume_failure(error: &ConsumeError, args: &SubArgs) -> Failure {
+pub(crate) fn consume_failure(error: &ConsumeError, args: &SubArgs) -> Failure {
     let place = link::place(&args.target, Some(&args.topic));
     let ConsumeError::Halted { partition, position, halt } = error else {
         return Failure::failed(format!("{place}: {error}"));
@@ -145,7 +187,7 @@ fn consume_failure(error: &ConsumeError, args: &SubArgs) -> Failure {
 }
 
 /// How records are written.
-struct Printer<'a> {
+pub(crate) struct Printer<'a> {
     topic: &'a str,
     screen: Screen,
     /// None: a decorated line.
@@ -153,14 +195,17 @@ struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(args: &'a SubArgs, common: &Common) -> Self {
+    pub(crate) fn new(args: &'a SubArgs, common: &Common) -> Self {
         let screen = Screen::new(common);
         let format = args.format.clone().or_else(|| (!screen.terminal).then(Format::plain));
         Self { topic: &args.topic, screen, format }
     }
 
     /// Writes and flushes; how many there were.
-    fn print<'r>(&self, records: impl Iterator<Item = &'r ConsumedRecord>) -> Result<u64, Failure> {
+    pub(crate) fn print<'r>(
+        &self,
+        records: impl Iterator<Item = &'r ConsumedRecord>,
+    ) -> Result<u64, Failure> {
         let mut out = Vec::new();
         let mut count = 0;
         for record in records {

@@ -1,25 +1,29 @@
-//! `ringmq topic`: make, list, show and remove topics.
+//! `ringmq topic`: make, list, show, change and remove topics.
 
 use crate::cli::{Common, Target};
+use crate::confirm::asked;
 use crate::failure::Failure;
 use crate::format;
 use crate::link;
 use crate::screen::{Ink, Screen, thousands};
+use crate::topic_settings::{self, SettingsArgs};
 use comfy_table::Cell;
 use ringmq_client::limits::RETRY_FOR;
-use ringmq_client::{Client, ClientError, ErrorCode, PartitionInfo, TopicDescription};
+use ringmq_client::{Client, ClientError, ErrorCode, PartitionInfo, TopicDescription, TopicSettings};
 use ringmq_server::units::Size;
 use serde_json::json;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 const EXAMPLES: &str = "\
 Examples:
   ringmq topic create orders --partitions 8
   ringmq topic ls --json
   ringmq topic show orders
+  ringmq topic stats orders
+  ringmq topic alter orders --rate-bytes 10M
   ringmq topic rm orders --dry-run";
 
-/// Make, list, show and remove topics.
+/// Make, list, show, change and remove topics.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TopicArgs {
@@ -40,7 +44,7 @@ enum TopicVerb {
     },
     /// Make a topic. The number of partitions is for ever.
     #[command(
-        after_help = "Examples:\n  ringmq topic create orders --partitions 8\n  ringmq topic create logs --if-not-exists"
+        after_help = "Examples:\n  ringmq topic create orders --partitions 8\n  ringmq topic create reminders --kind delay --delay-max 90d\n  ringmq topic create status --kind fifo --ttl 1d\n  ringmq topic create logs --if-not-exists"
     )]
     Create {
         /// Its name: 1 to 127 of A-Z a-z 0-9 _ - . %
@@ -51,6 +55,33 @@ enum TopicVerb {
         /// It is fine if it exists, whatever its partitions.
         #[arg(long)]
         if_not_exists: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Change settings of a topic, while it is used. What is not said stays.
+    #[command(
+        after_help = "Examples:\n  ringmq topic alter orders --rate-records 5000\n  ringmq topic alter logs --retain-time 7d --dry-run"
+    )]
+    Alter {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Only show what would change.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show settings and statistics of a topic.
+    #[command(
+        after_help = "Examples:\n  ringmq topic stats orders\n  ringmq topic stats orders --json | jq .records_per_s"
+    )]
+    Stats {
+        /// Its name.
+        name: String,
         #[command(flatten)]
         target: Target,
     },
@@ -87,9 +118,13 @@ pub(crate) fn run(args: &TopicArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     match &args.verb {
         TopicVerb::Ls { long, target } => link::block_on(list(*long, target, screen)),
-        TopicVerb::Create { name, partitions, if_not_exists, target } => {
-            link::block_on(create(name, *partitions, *if_not_exists, target, screen))
+        TopicVerb::Create { name, partitions, if_not_exists, settings, target } => {
+            link::block_on(create(name, *partitions, *if_not_exists, settings, target, screen))
         }
+        TopicVerb::Alter { name, settings, dry_run, target } => {
+            link::block_on(topic_settings::alter(name, settings, *dry_run, target, screen))
+        }
+        TopicVerb::Stats { name, target } => link::block_on(topic_settings::stats(name, target, screen)),
         TopicVerb::Show { name, target } => link::block_on(show(name, target, screen)),
         TopicVerb::Rm { name, dry_run, yes, target } => {
             link::block_on(remove(name, *dry_run, *yes, target, screen))
@@ -166,9 +201,11 @@ async fn create(
     name: &str,
     partitions: u32,
     if_not_exists: bool,
+    settings: &SettingsArgs,
     target: &Target,
     screen: Screen,
 ) -> Result<(), Failure> {
+    let settings = settings.settings()?;
     let client = link::connect(target, RETRY_FOR).await?;
     let made = client.create_topic(name, partitions, if_not_exists).await;
     let topic = made.map_err(|error| {
@@ -177,6 +214,11 @@ async fn create(
         let failure = link::client_failure(&error, target, Some(name));
         if exists { failure.cure("--if-not-exists takes it as it is") } else { failure }
     })?;
+    // The settings come second, so that a topic that exists with others is refused first.
+    if settings != TopicSettings::default() {
+        let set = client.alter_topic(name, false, settings).await;
+        set.map_err(|error| link::client_failure(&error, target, Some(name)))?;
+    }
     if screen.json {
         screen.object(&json!({"topic": name, "partitions": topic.partitions, "id": topic.id.0}))?;
     } else {
@@ -242,7 +284,8 @@ async fn remove(
     let client = link::connect(target, RETRY_FOR).await?;
     let topic = describe(&client, name, target).await?;
     let records = records(&topic.partitions);
-    if !dry_run && !yes && io::stdin().is_terminal() && !confirmed(name, records)? {
+    let question = || format!("remove topic {name} with {} records, for ever?", thousands(records));
+    if !dry_run && !yes && io::stdin().is_terminal() && !asked(&question())? {
         return Err(Failure::failed("nothing was removed"));
     }
     if !dry_run {
@@ -260,13 +303,4 @@ async fn remove(
         ))?;
     }
     Ok(())
-}
-
-fn confirmed(name: &str, records: u64) -> io::Result<bool> {
-    let mut err = io::stderr().lock();
-    write!(err, "remove topic {name} with {} records, for ever? [y/N] ", thousands(records))?;
-    err.flush()?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -45,6 +45,11 @@ impl Properties {
         self.iter().find(|property| property.0 == name).map(|property| property.1)
     }
 
+    /// As they are stored: what [`ringmq_format::record::properties`] walks.
+    pub fn encoded(&self) -> &[u8] {
+        &self.0
+    }
+
     /// None at all.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

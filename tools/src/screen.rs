@@ -102,7 +102,7 @@ impl Screen {
 }
 
 /// Columns of the terminal.
-fn width() -> u16 {
+pub(crate) fn width() -> u16 {
     let columns = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_col);
     if columns == 0 { 80 } else { columns }
 }
@@ -126,6 +126,20 @@ fn with_rate(style: ProgressStyle) -> ProgressStyle {
     style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
         let _ = write!(out, "{}/s", thousands(state.per_sec() as u64));
     })
+}
+
+/// A sign of life on stderr where that is a terminal, nothing elsewhere.
+pub(crate) fn waiting(what: &str, common: &Common) -> ProgressBar {
+    if common.json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    bar
 }
 
 /// A count of unknown length on stderr where that is a terminal, nothing elsewhere.

@@ -1,0 +1,216 @@
+//! Order: the changes of a user's status arrive one by one, while other users' go on over many consumers.
+
+use super::{
+    Report, Stage, Trouble, columns, count, number, passes, producer, publish, row, said, span, until,
+};
+use ringmq_client::{Client, GroupConfig, GroupOptions, QueueConfig, RecordBuf};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+const PARTITIONS: u32 = 2;
+const CONSUMERS: usize = 3;
+/// What it takes to write a status down.
+const WORK: Duration = Duration::from_millis(2);
+
+/// Where a user stands.
+#[derive(Debug, Default)]
+struct User {
+    /// Changes that are consumed for sure.
+    done: u64,
+    /// An acknowledgement had no answer: the next one may come, or the same again.
+    doubt: bool,
+    in_flight: u32,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    users: BTreeMap<Vec<u8>, User>,
+    records: [u64; CONSUMERS],
+    again: u64,
+    misordered: u64,
+    together: u64,
+    in_flight: u32,
+    in_flight_max: u32,
+    consumed: u64,
+    trouble: Option<Trouble>,
+}
+
+type Shared = Arc<Mutex<Ledger>>;
+
+fn on<T>(ledger: &Shared, work: impl FnOnce(&mut Ledger) -> T) -> T {
+    work(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Ledger {
+    fn begin(&mut self, consumer: usize, key: &[u8], change: u64, attempt: u16) {
+        let user = self.users.entry(key.to_vec()).or_default();
+        let expected = change == user.done || (user.doubt && change == user.done + 1);
+        if user.doubt && change == user.done + 1 {
+            user.done += 1;
+            user.doubt = false;
+            self.consumed += 1;
+        }
+        self.misordered += u64::from(!expected);
+        self.together += u64::from(user.in_flight > 0);
+        user.in_flight += 1;
+        self.records[consumer] += 1;
+        self.again += u64::from(attempt > 1);
+        self.in_flight += 1;
+        self.in_flight_max = self.in_flight_max.max(self.in_flight);
+    }
+
+    /// `acked`: for sure, perhaps, or not.
+    fn end(&mut self, key: &[u8], change: u64, acked: Option<bool>) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let user = self.users.entry(key.to_vec()).or_default();
+        user.in_flight = user.in_flight.saturating_sub(1);
+        match acked {
+            Some(true) if change == user.done => {
+                user.done += 1;
+                user.doubt = false;
+                self.consumed += 1;
+            }
+            None if change == user.done => user.doubt = true,
+            _ => {}
+        }
+    }
+}
+
+async fn consumer(
+    client: Client,
+    number_of: usize,
+    config: GroupConfig,
+    ledger: Shared,
+) -> Result<JoinHandle<()>, Trouble> {
+    let few = QueueConfig { prefetch: 16, ..QueueConfig::default() };
+    let mut consumer = client.queue_consumer(config, few).await.map_err(said("join"))?;
+    Ok(tokio::spawn(async move {
+        loop {
+            let record = match consumer.next().await {
+                Ok(record) => record,
+                Err(error) if passes(&error) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+                Err(error) => {
+                    on(&ledger, |ledger| ledger.trouble = Some(error.to_string()));
+                    return;
+                }
+            };
+            let (Some(change), Some(key)) = (number(&record.body), record.key.clone()) else { continue };
+            on(&ledger, |ledger| ledger.begin(number_of, &key, change, record.attempt));
+            // Every fifth change of some users fails the first time: it is tried again in its place.
+            let fails =
+                record.attempt == 1 && change % 5 == 4 && key.last().is_some_and(|byte| byte % 4 == 0);
+            let settle = if fails { consumer.retry(&record) } else { consumer.ack(&record) };
+            let ledger = ledger.clone();
+            // The work itself overlaps with that of other users.
+            tokio::spawn(async move {
+                let settled = settle.await;
+                let acked = match (settled, fails) {
+                    (_, true) => Some(false),
+                    (Ok(_), false) => Some(true),
+                    (Err(_), false) => None,
+                };
+                on(&ledger, |ledger| ledger.end(&key, change, acked));
+            });
+            tokio::time::sleep(WORK / 8).await;
+        }
+    }))
+}
+
+/// Plays it.
+pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
+    let users = u64::from(stage.size(100, 20));
+    let changes = u64::from(stage.size(20, 10));
+    let client = stage.client().await?;
+    let topic = stage.topic(&client, "status", PARTITIONS).await?;
+    let group = stage.name("status");
+    let producer = producer(&client, &topic).await?;
+    let records = (0..changes).flat_map(|change| {
+        (0..users)
+            .map(move |user| RecordBuf::new(format!("{change} of user {user}")).key(format!("user-{user}")))
+    });
+    let (sent, _) = publish(&producer, records).await?;
+
+    let ledger = Shared::default();
+    let options = GroupOptions {
+        ordered: Some(true),
+        backoff: Some(vec![Duration::from_millis(20)]),
+        invisible: Some(Duration::from_secs(5)),
+        max_attempts: Some(100),
+        ..GroupOptions::default()
+    };
+    let since = Instant::now();
+    let mut tasks = Vec::new();
+    for number in 0..CONSUMERS {
+        let config = GroupConfig::new(group.clone()).topic(topic.clone()).options(options.clone());
+        tasks.push(consumer(stage.client().await?, number, config, ledger.clone()).await?);
+    }
+    until("all changes consumed", async || {
+        if let Some(trouble) = on(&ledger, |ledger| ledger.trouble.clone()) {
+            return Err(trouble);
+        }
+        if on(&ledger, |ledger| ledger.consumed) >= sent {
+            return Ok(true);
+        }
+        // The last acknowledgement of a user may be in doubt for ever; then the server knows.
+        let doubts = on(&ledger, |ledger| ledger.users.values().filter(|user| user.doubt).count());
+        if stage.kills && doubts > 0 {
+            let described = client.describe_group(&group).await.map_err(said("describe"))?;
+            return Ok(described.group.lag_records == Some(0));
+        }
+        Ok(false)
+    })
+    .await?;
+    let took = since.elapsed();
+    tasks.iter().for_each(JoinHandle::abort);
+
+    let mut report = Report {
+        title: "status",
+        story: format!(
+            "{} changes of {} users' status, {CONSUMERS} consumers on {PARTITIONS} partitions",
+            count(sent),
+            count(users)
+        ),
+        picture: Vec::new(),
+        claims: Vec::new(),
+    };
+    on(&ledger, |ledger| {
+        let mut rows = vec![row([&"consumer", &"changes"])];
+        for (number, records) in ledger.records.iter().enumerate() {
+            rows.push(row([&format!("{}", number + 1), &count(*records)]));
+        }
+        report.picture = columns(&rows);
+        let doubts = ledger.users.values().filter(|user| user.doubt).count() as u64;
+        report.claim(
+            "every change of every user",
+            ledger.consumed + doubts >= sent,
+            format!("{} of {} in {}", count(ledger.consumed + doubts), count(sent), span(took)),
+        );
+        report.claim(
+            "in order for each user",
+            ledger.misordered == 0,
+            format!("{} out of order, {} tried again in their place", ledger.misordered, count(ledger.again)),
+        );
+        if !stage.kills {
+            // A lease is forgotten by a restart, so that its record may be with two consumers then.
+            report.claim(
+                "one change of a user at a time",
+                ledger.together == 0,
+                format!("{} twice in flight", ledger.together),
+            );
+        }
+        report.claim(
+            "other users go on meanwhile",
+            ledger.in_flight_max > PARTITIONS && ledger.records.iter().all(|records| *records > 0),
+            format!(
+                "up to {} users in flight at once, where a lock per queue allows {PARTITIONS}",
+                ledger.in_flight_max
+            ),
+        );
+    });
+    Ok(report)
+}

@@ -9,12 +9,13 @@ use crate::group::group_start;
 use crate::link;
 use crate::subscribe::{Mode, Printer, SubArgs, Until, consume_failure};
 use ringmq_client::{
-    BroadcastStart, Client, ConsumedRecord, ConsumerConfig, GroupConfig, GroupConsumer, GroupError,
-    GroupOptions, GroupRecord, QueueConfig, QueueConsumer, QueueRecord, Refused, Retry, SnapshotError,
-    StreamConfig,
+    BroadcastStart, Client, ConsumedRecord, ConsumerConfig, ErrorCode, GroupConfig, GroupConsumer,
+    GroupError, GroupOptions, GroupRecord, QueueConfig, QueueConsumer, QueueRecord, Refused, Retry,
+    SnapshotError, StreamConfig,
 };
 use std::io::Write;
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -71,7 +72,9 @@ fn group_failure(error: &GroupError, args: &SubArgs, group: &str) -> Failure {
 
 /// Whether the consumer goes on by itself. Then it is said, and no more.
 fn passes(error: &GroupError) -> bool {
-    let later = |refused: &Refused| refused.code().is_none_or(|code| code.retry() != Retry::No);
+    // A group may wait for a topic that does not exist yet.
+    let later =
+        |refused: &Refused| refused.retry() != Retry::No || refused.code() == Some(ErrorCode::UnknownTopic);
     match error {
         GroupError::Refused(refused) => later(refused),
         GroupError::Fenced { .. }
@@ -86,7 +89,13 @@ fn passes(error: &GroupError) -> bool {
 }
 
 fn note(error: &GroupError) {
-    let _ = writeln!(std::io::stderr().lock(), "note: {error}");
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    // The same again and again is said once.
+    let text = error.to_string();
+    if std::mem::replace(&mut *LAST.lock().unwrap_or_else(PoisonError::into_inner), text.clone()) == text {
+        return;
+    }
+    let _ = writeln!(std::io::stderr().lock(), "note: {text}");
 }
 
 /// The first record, and what else is there without waiting. The second is false when it was interrupted.

@@ -202,7 +202,9 @@ fn print_claims(claims: &[Claim], screen: Screen) -> Result<(), Failure> {
     let wide = claims.iter().map(|claim| claim.name.chars().count()).max().unwrap_or(0);
     for claim in claims {
         let (ink, word) = if claim.held { (Ink::Green, "held  ") } else { (Ink::Red, "BROKEN") };
-        let room = usize::from(screen::width()).saturating_sub(wide + 12);
+        // A pipe has no width.
+        let width = if screen.terminal { usize::from(screen::width()) } else { usize::MAX };
+        let room = width.saturating_sub(wide + 12);
         let name = format!("{:<wide$}", claim.name);
         let mut lines = wrapped(&claim.figures, room.max(24)).into_iter();
         let first = lines.next().unwrap_or_default();

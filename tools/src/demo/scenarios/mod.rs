@@ -14,8 +14,8 @@ pub(crate) mod registration;
 pub(crate) mod status;
 
 use ringmq_client::{
-    Client, ClientConfig, ClientError, GroupError, Producer, ProducerConfig, RecordBuf, Refused, Retry,
-    SendFuture,
+    Client, ClientConfig, ClientError, ErrorCode, GroupError, Producer, ProducerConfig, RecordBuf, Refused,
+    Retry, SendFuture,
 };
 use std::fmt::Display;
 use std::future::Future;
@@ -113,7 +113,9 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool, Trouble>
 
 /// Whether a consumer goes on by itself after this.
 fn passes(error: &GroupError) -> bool {
-    let later = |refused: &Refused| refused.retry() != Retry::No;
+    // A shard that has not heard of a new topic yet hears of it in a moment.
+    let later =
+        |refused: &Refused| refused.retry() != Retry::No || refused.code() == Some(ErrorCode::UnknownTopic);
     match error {
         GroupError::Refused(refused) => later(refused),
         GroupError::Client(ClientError::Lost(_) | ClientError::TimedOut(_)) => true,

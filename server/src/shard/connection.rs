@@ -87,7 +87,6 @@ pub(super) enum Pending {
         bounds: Vec<(u64, u64)>,
         remaining: u32,
     },
-    #[allow(dead_code, reason = "its room is being built")]
     Group(GroupPending),
     Queue(QueuePending),
     Late(LatePending),

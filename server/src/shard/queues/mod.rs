@@ -426,8 +426,8 @@ impl ShardServer {
             (queue.filter, queue.rates, queue.invisible_ms) = (filter, rates, options.invisible_ms);
             self.queues.ready.insert(key);
         }
-        if self.queues.starving.contains_key(&group) {
-            if let Ok(known) = self.group(group) {
+        if self.queues.starving.contains_key(&group)
+            && let Ok(known) = self.group(group) {
                 let rates = rates_of(&known.entry.options);
                 self.queues.starving.insert(group, rates);
                 if self.queues.purse(group).records(rates) > 0 {
@@ -435,7 +435,6 @@ impl ShardServer {
                     self.wake_starved(group);
                 }
             }
-        }
     }
 
     /// A connection, of this shard or of another, is gone. What was put into its output stays leased.

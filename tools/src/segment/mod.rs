@@ -1,0 +1,34 @@
+//! `ringmq segment`: the bytes on the disk, read without a server and beside one.
+//!
+//! One file per verb; what reads and judges bytes is the package `ringmq-segment`.
+
+pub(crate) mod ls;
+pub(crate) mod place;
+pub(crate) mod verify;
+
+use crate::cli::Common;
+use crate::failure::Failure;
+
+/// Look at segments: what is there, whether it is whole, and what can be saved.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SegmentArgs {
+    #[command(subcommand)]
+    verb: SegmentVerb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum SegmentVerb {
+    /// List the segment files of a data directory.
+    Ls(ls::LsArgs),
+    /// Check every checksum, chain, offset and reference.
+    Verify(verify::VerifyArgs),
+}
+
+/// Runs one verb.
+pub(crate) fn run(args: &SegmentArgs, common: &Common) -> Result<(), Failure> {
+    place::stop_on_interrupt();
+    match &args.verb {
+        SegmentVerb::Ls(args) => ls::run(args, common),
+        SegmentVerb::Verify(args) => verify::run(args, common),
+    }
+}

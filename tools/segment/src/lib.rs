@@ -18,4 +18,5 @@ pub mod records;
 pub mod scan;
 pub mod sidecar;
 pub mod source;
+pub mod spans;
 pub mod state;

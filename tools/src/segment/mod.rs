@@ -2,6 +2,7 @@
 //!
 //! One file per verb; what reads and judges bytes is the package `ringmq-segment`.
 
+pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod place;
 pub(crate) mod verify;
@@ -20,6 +21,8 @@ pub(crate) struct SegmentArgs {
 enum SegmentVerb {
     /// List the segment files of a data directory.
     Ls(ls::LsArgs),
+    /// Show a file's structures field by field, with meaning and validity.
+    Inspect(inspect::InspectArgs),
     /// Check every checksum, chain, offset and reference.
     Verify(verify::VerifyArgs),
 }
@@ -29,6 +32,7 @@ pub(crate) fn run(args: &SegmentArgs, common: &Common) -> Result<(), Failure> {
     place::stop_on_interrupt();
     match &args.verb {
         SegmentVerb::Ls(args) => ls::run(args, common),
+        SegmentVerb::Inspect(args) => inspect::run(args, common),
         SegmentVerb::Verify(args) => verify::run(args, common),
     }
 }

@@ -12,6 +12,7 @@ pub mod crc;
 pub mod directory;
 pub mod fault;
 pub mod group;
+pub mod late;
 pub mod layout;
 pub mod log;
 pub mod records;

@@ -2,9 +2,12 @@
 //!
 //! One file per verb; what reads and judges bytes is the package `ringmq-segment`.
 
+pub(crate) mod dump;
+pub(crate) mod filter;
 pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod place;
+pub(crate) mod stats;
 pub(crate) mod verify;
 
 use crate::cli::Common;
@@ -23,6 +26,10 @@ enum SegmentVerb {
     Ls(ls::LsArgs),
     /// Show a file's structures field by field, with meaning and validity.
     Inspect(inspect::InspectArgs),
+    /// Write records or frames as lines.
+    Dump(Box<dump::DumpArgs>),
+    /// Sum up sizes, batching, compression and padding.
+    Stats(Box<stats::StatsArgs>),
     /// Check every checksum, chain, offset and reference.
     Verify(verify::VerifyArgs),
 }
@@ -33,6 +40,8 @@ pub(crate) fn run(args: &SegmentArgs, common: &Common) -> Result<(), Failure> {
     match &args.verb {
         SegmentVerb::Ls(args) => ls::run(args, common),
         SegmentVerb::Inspect(args) => inspect::run(args, common),
+        SegmentVerb::Dump(args) => dump::run(args, common),
+        SegmentVerb::Stats(args) => stats::run(args, common),
         SegmentVerb::Verify(args) => verify::run(args, common),
     }
 }

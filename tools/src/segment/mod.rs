@@ -7,6 +7,8 @@ pub(crate) mod filter;
 pub(crate) mod inspect;
 pub(crate) mod ls;
 pub(crate) mod place;
+pub(crate) mod port;
+pub(crate) mod salvage;
 pub(crate) mod stats;
 pub(crate) mod verify;
 
@@ -30,6 +32,12 @@ enum SegmentVerb {
     Dump(Box<dump::DumpArgs>),
     /// Sum up sizes, batching, compression and padding.
     Stats(Box<stats::StatsArgs>),
+    /// Take every undamaged record of a damaged directory into a fresh one.
+    Salvage(salvage::SalvageArgs),
+    /// Write a topic, or a range of it, into a portable file.
+    Export(port::ExportArgs),
+    /// Check such a file, and make a data directory of it.
+    Import(port::ImportArgs),
     /// Check every checksum, chain, offset and reference.
     Verify(verify::VerifyArgs),
 }
@@ -42,6 +50,9 @@ pub(crate) fn run(args: &SegmentArgs, common: &Common) -> Result<(), Failure> {
         SegmentVerb::Inspect(args) => inspect::run(args, common),
         SegmentVerb::Dump(args) => dump::run(args, common),
         SegmentVerb::Stats(args) => stats::run(args, common),
+        SegmentVerb::Salvage(args) => salvage::run(args, common),
+        SegmentVerb::Export(args) => port::export(args, common),
+        SegmentVerb::Import(args) => port::import(args, common),
         SegmentVerb::Verify(args) => verify::run(args, common),
     }
 }

@@ -115,7 +115,9 @@ pub(crate) fn run(args: &CheckArgs, common: &Common) -> Result<(), Failure> {
 
 fn look(place: &Place, shard: &Shard, ring: Option<&mut Ring>, common: &Common) -> Result<Found, Failure> {
     let bar = bytes_bar(0, &format!("shard {}", shard.shard), common);
-    if let Some(ring) = ring {
+    // One without both is made at the start, and there is nothing to recover.
+    let is_made = !shard.slots.is_empty() || shard.superblock.is_some();
+    if let Some(ring) = ring.filter(|_| is_made) {
         let options = OpenOptions {
             directory: shard.path.clone(),
             shard: shard.shard,

@@ -17,6 +17,7 @@ use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::PartitionItem;
 use ringmq_format::limits::FRAME_SIZE_MAX;
 use ringmq_format::{Offset, PartitionId};
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 const MAGIC: &[u8; 8] = b"RINGMQEX";
@@ -71,6 +72,8 @@ pub struct Writer<W> {
     frames: Vec<u8>,
     count: u32,
     totals: Totals,
+    /// Topics as they were written last.
+    topics: BTreeMap<u32, TopicEntry>,
 }
 
 impl<W: Write> Writer<W> {
@@ -81,7 +84,15 @@ impl<W: Write> Writer<W> {
         bytes.extend_from_slice(&[0; 4]);
         out.write_all(&bytes)?;
         let mut own =
-            Self { out, crc: crc32c(&bytes), shard: 0, frames: Vec::new(), count: 0, totals: Totals::default() };
+            Self {
+                out,
+                crc: crc32c(&bytes),
+                shard: 0,
+                frames: Vec::new(),
+                count: 0,
+                totals: Totals::default(),
+                topics: BTreeMap::new(),
+            };
         let mut payload = head.shards.to_le_bytes().to_vec();
         payload.push(u8::from(head.whole));
         payload.extend_from_slice(&[0; 5]);
@@ -148,6 +159,10 @@ fn chunk_crc(header: &[u8], before: u32, payload: &[u8]) -> u32 {
 
 impl<W: Write> Sink for Writer<W> {
     fn topic(&mut self, topic: &TopicEntry) -> io::Result<()> {
+        if self.topics.get(&topic.topic.0) == Some(topic) {
+            return Ok(()); // each shard that owns a part of it logs it
+        }
+        self.topics.insert(topic.topic.0, topic.clone());
         self.flush_frames()?;
         let mut payload = Vec::new();
         topic.encode(&mut payload);

@@ -276,7 +276,8 @@ fn show(screen: Screen, shard: &Shard, found: &Found) -> std::io::Result<()> {
         thousands(found.partitions as u64),
         thousands(found.records)
     ))?;
-    if let Some((lsn, why)) = &found.cut {
+    // Zeros are what normally stands behind the end.
+    if let Some((lsn, why)) = found.cut.as_ref().filter(|(_, why)| !why.ends_with("found 0x0)")) {
         screen.line(&format!("  row D: the log ends at position {lsn}; what stands behind it: {why}"))?;
     }
     for (path, position) in &found.damaged_frames {

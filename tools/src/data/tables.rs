@@ -8,6 +8,7 @@ use crate::segment::filter::Moment;
 use crate::segment::place::{Place, Reading, is_stopped};
 use crate::segment::verify::starts_at_zero;
 use comfy_table::Cell;
+use ringmq_format::PartitionId;
 use ringmq_segment::directory::Shard;
 use ringmq_segment::log::{Step, walk};
 use ringmq_segment::scan::Point;
@@ -93,6 +94,7 @@ pub(crate) struct ProducersArgs {
 pub(super) struct Tables {
     pub(super) states: Vec<(u16, State)>,
     pub(super) damaged: u64,
+    shards: u16,
 }
 
 impl Tables {
@@ -106,7 +108,8 @@ impl Tables {
             states.push((shard.shard.0, state));
         }
         bar.finish_and_clear();
-        Ok(Self { states, damaged })
+        let shards = if place.file.is_some() { u16::MAX } else { place.directory.identity.shards };
+        Ok(Self { states, damaged, shards })
     }
 
     /// Topics of all shards; shard 0 knows all, and where it is lost the others know theirs.
@@ -117,9 +120,18 @@ impl Tables {
         topics
     }
 
-    fn partitions(&self) -> BTreeMap<u32, (u16, &Partition)> {
-        let each = self.states.iter();
-        each.flat_map(|(shard, state)| state.partitions.iter().map(|(id, own)| (*id, (*shard, own)))).collect()
+    /// Partitions by id with their shard; those in which nothing was ever written, too.
+    fn partitions(&self) -> BTreeMap<u32, (u16, Partition)> {
+        let mut all = BTreeMap::new();
+        for topic in self.topics().topics.values().filter(|topic| !topic.deleted) {
+            let read = |id: &PartitionId| self.states.iter().any(|(shard, _)| id.shard(self.shards).0 == *shard);
+            let ids = topic.partition_ids().filter(read);
+            all.extend(ids.map(|id| (id.0, (id.shard(self.shards).0, Partition::default()))));
+        }
+        for (shard, state) in &self.states {
+            all.extend(state.partitions.iter().map(|(id, own)| (*id, (*shard, own.clone()))));
+        }
+        all
     }
 
     fn end(&self) -> Result<(), Failure> {

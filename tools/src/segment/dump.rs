@@ -179,7 +179,14 @@ impl Dump<'_> {
         };
         self.line.clear();
         if let Some(format) = &self.args.format {
-            format.write(&mut self.line, &shown)?;
+            if self.screen.terminal {
+                // What a stranger published must not act on the terminal; a pipe gets it as it is.
+                let (key, value) = (shown.key.map(harmless), harmless(shown.value));
+                let key = key.as_deref().map(str::as_bytes);
+                format.write(&mut self.line, &Shown { key, value: value.as_bytes(), headers: &[], ..shown })?;
+            } else {
+                format.write(&mut self.line, &shown)?;
+            }
         } else if self.screen.json {
             let mut object = format::to_json(&shown);
             object["shard"] = shard.into();

@@ -16,6 +16,7 @@
 //!  log         groups, segments, slots, superblock, arena: what is durable, in which order
 //!  recovery    what a crash left -> a log that may be served, or a refusal: `decide` is the table, `scan` the bytes
 //!  partition   dense offsets, places of frames, producers' windows
+//!  late        what becomes visible later: halves and delays that wait, how they ended, bodies that BINDs name
 //!  catalogue   topics, by id for ever and by name while they live
 //!  reader      cold pages
 //!  shard       all of the above for one core: append, fetch, sidecars, checkpoints, retention, stop
@@ -45,11 +46,15 @@
 //!   nothing more, after a failed write or flush. *cut*: where recovery lets the log end.
 //! - *witness*: proof that a place of the log had been durable. *sidecar*: index of a sealed segment. *window*: the part
 //!   of the log that is still in the *arena*. *cold*: what is not.
+//! - *half*: records of a transaction that has not ended. *delay*: records that wait for their *due* time. *body*: the
+//!   frame that holds them; its *identity* is the LSN at which it was stored first. *bind*: give records of a body offsets.
+//!   *part*: what a shard has of a transaction. *resolution*: how a transaction ended.
 //! - *tick*, *turn*: one round of a shard's loop.
 //!
 //! Longer: `ARCHITECTURE.md` at the root; every byte: `FORMAT.md` beside this package's `Cargo.toml`.
 
 pub mod catalogue;
+pub mod late;
 pub mod log;
 pub mod partition;
 pub mod planted;

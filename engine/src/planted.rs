@@ -50,6 +50,24 @@ pub enum Bug {
     IndexedTwice,
     /// A start takes a group that an earlier one has cut, once it is whole.
     CutForgotten,
+    /// The BINDs of a transaction and its end are several groups.
+    CommitSplit,
+    /// A body is handed out as its BIND says, without a look at what stands there.
+    BodyUnchecked,
+    /// A segment is retired before the bodies that were moved out of it are durable.
+    RelocationNotAwaited,
+    /// A segment is retired with the bodies in it that BINDs of later segments name.
+    BodiesNotMoved,
+    /// Halves and delays are left out of checkpoints.
+    PendingForgotten,
+    /// Where bodies are is left out of checkpoints.
+    BodiesForgotten,
+    /// How transactions and delays have ended is left out of checkpoints.
+    EndsForgotten,
+    /// A delay becomes visible before its due time.
+    DelayEarly,
+    /// Halves are in the index of their partition.
+    HalvesIndexed,
 }
 
 /// Which bug is planted, if any.

@@ -302,6 +302,7 @@ fn iggy_3975_an_offset_names_two_messages() {
 #[test]
 fn iggy_3793_purged_data_comes_back() {
     disaster_of_seeds(Bug::RetirementNotAwaited, 100, |plan| {
+        plan.late = false;
         plan.segment_size = 32 * 4096;
         plan.checkpoint_interval = plan.segment_size;
         plan.retain_size = Some(3 * plan.segment_size);

@@ -16,7 +16,7 @@ use ringmq_engine::recovery::offline::{Refused, change_superblock, measure_durab
 use ringmq_engine::recovery::scan::{ScanPoint, examine, highest_witness};
 use ringmq_engine::recovery::{OpenError, OpenOptions};
 use ringmq_engine::ring::Errno;
-use ringmq_engine::ring::sim::{DiskImage, Fault, Harm, OpKind};
+use ringmq_engine::ring::sim::{CrashModel, DiskImage, Fault, Harm, OpKind};
 use ringmq_engine::shard::AppendError;
 use ringmq_engine::shard::offline::{find_refused, set_aside};
 use sim::plan::Plan;
@@ -468,6 +468,7 @@ fn a_full_disk_stops_the_input_and_nothing_else() {
                         lsn: Lsn(appended.durable_at.0 - bytes.len() as u64),
                         durable_at: appended.durable_at,
                         acked: false,
+                        bound: None,
                     })
                     .unwrap();
             }
@@ -636,4 +637,36 @@ proptest! {
             prop_assert_eq!(found, ringmq_engine::recovery::decide::Finding::NoGroup);
         }
     }
+}
+
+/// Starts that the power ends, one after the other, at every place of each: what one of them has torn of the
+/// superblock, the next one does not need.
+#[test]
+fn starts_that_end_in_a_row_leave_a_superblock() {
+    let mut harness = crashed();
+    let mut draw = sim::plan::Draw::new(3);
+    let mut ends = 0;
+    let crash = &mut harness.plan.sim.disk.crash;
+    *crash =
+        CrashModel { keep_all: 0, lose_all: 0, whole_writes: 0, prefix: 0, suffix: 0, runs: 0, ..*crash };
+    for round in 0..300 {
+        let image = harness.world.disk_image(NODE);
+        // Another seed for what the ends tear.
+        harness.plan.seed = round;
+        let mut other = harness.on_image(&image);
+        for start in 0..3 {
+            let before = other.world.io_events(NODE);
+            other.world.crash_at(NODE, before + 43 + draw.below(8));
+            match other.open() {
+                Ok(()) => {}
+                Err(OpenError::Io { error: Errno::POWER_OFF, .. }) => ends += 1,
+                Err(refused) => panic!("round {round}, start {start}: {refused}"),
+            }
+            other.crash();
+        }
+        other.world.crash_at(NODE, u64::MAX);
+        other.try_start().unwrap().unwrap();
+        other.crash();
+    }
+    assert!(ends > 100, "only {ends} ends in a start");
 }

@@ -24,7 +24,7 @@ fn plan(seed: u64) -> Plan {
 
 fn fail(seed: u64, wrong: &sim::model::Wrong) -> ! {
     let mut again = plan(seed);
-    again.sim.trace_lines = 150;
+    again.sim.trace_lines = number("RINGMQ_SIM_TRACE").unwrap_or(150) as usize;
     let outcome = run(again);
     for line in &outcome.trace {
         eprintln!("{line}");

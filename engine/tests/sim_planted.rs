@@ -46,6 +46,7 @@ fn as_drawn(_: &mut Plan) {}
 
 /// Rolls all the time, retention every second, superblocks that take long.
 fn retiring(plan: &mut Plan) {
+    plan.late = false;
     plan.segment_size = 32 * 4096;
     plan.checkpoint_interval = plan.segment_size;
     plan.retain_size = Some(3 * plan.segment_size);
@@ -87,6 +88,24 @@ fn restarting(plan: &mut Plan) {
     (plan.errors, plan.sim.disk.faults) = (false, DiskFaults::default());
 }
 
+/// Transactions and delays, checkpoints all the time.
+fn waiting(plan: &mut Plan) {
+    plan.late = true;
+    plan.checkpoint_interval = 4096;
+    (plan.body_max, plan.burst, plan.pause_us, plan.life) = (700, 4, 400, 300);
+    plan.segment_size = 32 * 4096;
+    plan.sim.clock.jump_every_us = 0;
+}
+
+/// ... and retention that has to move what waits.
+fn moving(plan: &mut Plan) {
+    retiring(plan);
+    plan.late = true;
+    (plan.body_max, plan.pause_us) = (5_000, 3_000);
+    plan.disk_limit = None;
+    plan.sim.clock.jump_every_us = 0;
+}
+
 macro_rules! planted {
     ($($name:ident: $bug:ident in $seeds:literal seeds $tune:ident,)*) => {
         $(#[test]
@@ -109,11 +128,19 @@ planted! {
     a_directory_that_is_not_synced_is_found: DirectoryNotSynced in 100 seeds as_drawn,
     files_not_synced_before_they_are_read_are_found: NoSyncBeforeRead in 100 seeds as_drawn,
     records_shown_before_they_are_durable_are_found: VisibleBeforeDurable in 50 seeds as_drawn,
+    a_commit_of_two_groups_is_found: CommitSplit in 100 seeds waiting,
+    what_waits_left_out_of_checkpoints_is_found: PendingForgotten in 50 seeds waiting,
+    ends_left_out_of_checkpoints_are_found: EndsForgotten in 50 seeds waiting,
+    places_of_bodies_left_out_of_checkpoints_are_found: BodiesForgotten in 50 seeds moving,
+    bodies_that_are_not_moved_are_found: BodiesNotMoved in 50 seeds moving,
+    a_move_that_is_not_awaited_is_found: RelocationNotAwaited in 200 seeds moving,
+    a_delay_that_is_early_is_found: DelayEarly in 20 seeds waiting,
+    halves_in_the_index_are_found: HalvesIndexed in 50 seeds waiting,
 }
 
 #[test]
 fn tuned_plans_find_nothing_where_nothing_is_planted() {
-    for tune in [retiring, rolling, failing, checkpointing, restarting] {
+    for tune in [retiring, rolling, failing, checkpointing, restarting, waiting, moving] {
         for seed in 0..20 {
             let mut plan = Plan::draw(seed);
             tune(&mut plan);

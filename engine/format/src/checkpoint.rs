@@ -13,7 +13,7 @@ use crate::checksum::crc32c_seeded;
 use crate::corruption::{Corruption, Damage, demand, demand_zero};
 use crate::ids::{Lsn, Offset, PartitionId, ProducerId, SegmentSeq, ShardId, SlotId};
 use crate::limits::{BLOCK_SIZE, PRODUCER_WINDOW, block_align};
-use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const WHAT: &str = "checkpoint";
@@ -36,14 +36,41 @@ pub enum ChunkKind {
     Partitions = 3,
     /// [`crate::sidecar::IndexEntry`] of the active segment; only in the checkpoint of a clean stop.
     ActiveIndex = 4,
+    /// [`PendingItem`]: halves and delays.
+    Pending = 5,
+    /// [`TransactionItem`]: transactions that are not resolved, and decisions that are not done.
+    Transactions = 6,
+    /// [`BodyItem`]: bodies that a BIND of another segment names, or that were moved.
+    Bodies = 7,
+    /// Groups.
+    Groups = 8,
+    /// Cursors.
+    Cursors = 9,
+    /// [`EndedTimerItem`]: delays that were delivered or cancelled, for those who ask.
+    EndedTimers = 10,
+    /// [`EndedTransactionItem`]: transactions that were resolved, for those who ask.
+    EndedTransactions = 11,
 }
 
 impl ChunkKind {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::Segments,
+        Self::Topics,
+        Self::Partitions,
+        Self::ActiveIndex,
+        Self::Pending,
+        Self::Transactions,
+        Self::Bodies,
+        Self::Groups,
+        Self::Cursors,
+        Self::EndedTimers,
+        Self::EndedTransactions,
+    ];
+
     /// The kind with this number.
     pub fn parse(number: u8) -> Option<Self> {
-        [Self::Segments, Self::Topics, Self::Partitions, Self::ActiveIndex]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 }
 
@@ -193,7 +220,130 @@ pub struct ProducerFrame {
     pub timestamp: I64,
 }
 
+/// A half or a delay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct PendingItem {
+    /// Its transaction, while that is not resolved; otherwise 0.
+    pub txn: U128,
+    /// Identity: LSN at which it was stored first.
+    pub identity: U64,
+    /// LSN at which it is now.
+    pub at: U64,
+    /// Due time, Unix milliseconds; 0 for none.
+    pub due_ms: I64,
+    /// Partition for which it is.
+    pub partition: U32,
+    /// Bytes of its frame.
+    pub len: U32,
+    /// Records.
+    pub count: U32,
+    /// Payload checksum of its frame.
+    pub payload_crc: U32,
+}
+
+/// A transaction that is not resolved, or whose decision is not done; then the producer group's name, then
+/// `positions` × [`PositionItem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct TransactionItem {
+    /// The transaction.
+    pub txn: U128,
+    /// When its first half was stored, Unix milliseconds.
+    pub since_ms: I64,
+    /// When it was decided to commit it, Unix milliseconds; 0: it was not.
+    pub decided_ms: I64,
+    /// Shards that take part in the decision.
+    pub participants: U64,
+    /// HALF frames of the decision, on all shards.
+    pub decided_halves: U32,
+    /// Positions of the decision, on all shards.
+    pub decided_positions: U32,
+    /// Time to the first check that its first half asks for.
+    pub check_after_ms: U32,
+    /// Positions behind the group's name.
+    pub positions: U32,
+    /// Checks that were handed over.
+    pub attempts: U16,
+    /// 1: it is asked no more.
+    pub parked: u8,
+    /// Bytes of the group's name behind this.
+    pub group_len: u8,
+    /// Zero.
+    pub reserved: U32,
+}
+
+/// A position of a group that is part of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct PositionItem {
+    /// The group.
+    pub group: U64,
+    /// Its instance; 0 for none.
+    pub instance: U64,
+    /// First offset that is not consumed.
+    pub offset: U64,
+    /// The partition.
+    pub partition: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+/// A body that a BIND of another segment names, or that was moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct BodyItem {
+    /// Identity: LSN at which it was stored first.
+    pub identity: U64,
+    /// LSN at which it is now.
+    pub at: U64,
+    /// LSN of the newest BIND that names it.
+    pub last_bind: U64,
+    /// Bytes of its frame.
+    pub len: U32,
+    /// Payload checksum of its frame.
+    pub payload_crc: U32,
+}
+
+/// A delay that was delivered or cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct EndedTimerItem {
+    /// Its identity.
+    pub identity: U64,
+    /// When, Unix milliseconds.
+    pub time_ms: I64,
+    /// 1 delivered, 2 cancelled.
+    pub end: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
+/// A transaction that was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct EndedTransactionItem {
+    /// The transaction.
+    pub txn: U128,
+    /// When, Unix milliseconds.
+    pub time_ms: I64,
+    /// HALF frames that it had.
+    pub halves: U32,
+    /// Positions that it had.
+    pub positions: U32,
+    /// 1 committed, 2 aborted.
+    pub end: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
 const _: () = {
+    assert!(size_of::<PendingItem>() == 56);
+    assert!(size_of::<TransactionItem>() == 64);
+    assert!(size_of::<PositionItem>() == 32);
+    assert!(size_of::<BodyItem>() == 32);
+    assert!(size_of::<EndedTimerItem>() == 24);
+    assert!(size_of::<EndedTransactionItem>() == 40);
     assert!(size_of::<CheckpointHeader>() == BLOCK_SIZE);
     assert!(size_of::<ChunkHeader>() == CHUNK_HEADER_SIZE);
     assert!(size_of::<SegmentItem>() == 40);
@@ -410,7 +560,7 @@ impl<'a> Chunk<'a> {
         let padding = bytes.get(CHUNK_HEADER_SIZE + len..total).unwrap_or(&[]);
         demand_zero(WHAT, "chunk padding", padding)?;
         let kind = ChunkKind::parse(header.kind)
-            .ok_or_else(|| Corruption::new(WHAT, "chunk kind", Damage::Field, 4, u64::from(header.kind)))?;
+            .ok_or_else(|| Corruption::new(WHAT, "chunk kind", Damage::Field, 11, u64::from(header.kind)))?;
         *bytes = bytes.get(total..).unwrap_or(&[]);
         Ok(Self {
             kind,

@@ -55,11 +55,27 @@ pub enum FrameKind {
     Ack = 12,
     /// A topic made, changed or deleted.
     Topic = 13,
+    /// A check of a transaction was handed over.
+    Check = 14,
+    /// A group made, changed or deleted.
+    Group = 15,
+    /// Some records of a stored frame, cut out for one reader: on the wire only.
+    Slice = 16,
+    /// Delays that were cancelled or put to another time.
+    Timer = 17,
 }
+
+const _: () = {
+    let mut index = 0;
+    while index < FrameKind::ALL.len() {
+        assert!(FrameKind::ALL[index] as usize == index + 1);
+        index += 1;
+    }
+};
 
 impl FrameKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Data,
         Self::Half,
         Self::Delay,
@@ -73,11 +89,20 @@ impl FrameKind {
         Self::Cursor,
         Self::Ack,
         Self::Topic,
+        Self::Check,
+        Self::Group,
+        Self::Slice,
+        Self::Timer,
     ];
 
     /// The kind with this number.
     pub fn parse(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+
+    /// Its records have offsets: it is in the index of its partition.
+    pub fn has_offsets(self) -> bool {
+        matches!(self, Self::Data | Self::Bind)
     }
 }
 

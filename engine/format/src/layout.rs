@@ -1,6 +1,8 @@
 //! The layout of every structure at rest, as text: what `FORMAT.md` promises and the golden test pins.
 
-use crate::{catalogue, checkpoint, frame, group, identity, limits, record, segment, sidecar, superblock};
+use crate::{
+    catalogue, checkpoint, frame, group, identity, late, limits, record, segment, sidecar, superblock,
+};
 use std::fmt::Write;
 
 macro_rules! table {
@@ -119,6 +121,37 @@ pub fn text() -> String {
             created_ms,
         }
     );
+    table!(out, late::LateExtension { txn, due_ms, check_after_ms, group_len, check });
+    table!(
+        out,
+        late::BindPayload {
+            target,
+            target_len,
+            target_crc,
+            first_record,
+            reason,
+            reserved,
+            origin_offset,
+            origin_partition,
+            detail,
+            owner,
+        }
+    );
+    table!(
+        out,
+        late::TransactionMark {
+            txn,
+            time_ms,
+            participants,
+            halves,
+            positions,
+            attempts,
+            parked,
+            group_len,
+            reserved,
+        }
+    );
+    table!(out, late::TimerItem { identity, due_ms, time_ms });
     table!(
         out,
         sidecar::SidecarHeader {
@@ -191,6 +224,28 @@ pub fn text() -> String {
     table!(out, checkpoint::SegmentRef { first_offset, segment, entry });
     table!(out, checkpoint::ProducerItem { producer, epoch, filled, next_sequence, last_time, window });
     table!(out, checkpoint::ProducerFrame { base_sequence, count, base_offset, timestamp });
+    table!(out, checkpoint::PendingItem { txn, identity, at, due_ms, partition, len, count, payload_crc });
+    table!(
+        out,
+        checkpoint::TransactionItem {
+            txn,
+            since_ms,
+            decided_ms,
+            participants,
+            decided_halves,
+            decided_positions,
+            check_after_ms,
+            positions,
+            attempts,
+            parked,
+            group_len,
+            reserved,
+        }
+    );
+    table!(out, checkpoint::PositionItem { group, instance, offset, partition, reserved });
+    table!(out, checkpoint::BodyItem { identity, at, last_bind, len, payload_crc });
+    table!(out, checkpoint::EndedTimerItem { identity, time_ms, end, reserved });
+    table!(out, checkpoint::EndedTransactionItem { txn, time_ms, halves, positions, end, reserved });
     out.push_str("frame kinds\n");
     for kind in frame::FrameKind::ALL {
         let _ = writeln!(out, "  {:>5}  {kind:?}", kind as u8);

@@ -6,7 +6,7 @@
 //!
 //! Ignorant of files, sockets, clocks and threads: bytes in, values or a [`Corruption`] out.
 //!
-//! Reading order: [`ids`], [`limits`], [`checksum`], [`frame`] and [`record`] (what is stored),
+//! Reading order: [`ids`], [`limits`], [`checksum`], [`frame`] and [`record`] (what is stored), [`late`],
 //! [`group`] (what is written at once), [`segment`], [`superblock`], [`checkpoint`], [`sidecar`].
 
 pub mod catalogue;
@@ -17,6 +17,7 @@ pub mod frame;
 pub mod group;
 pub mod identity;
 pub mod ids;
+pub mod late;
 pub mod layout;
 pub mod limits;
 pub mod name;

@@ -199,6 +199,17 @@ impl Superblock {
         }
     }
 
+    /// The half of the file, 0 or 1, that the next update writes first: one without which this state, that of the
+    /// highest valid copy, is still there. An update that a crash cut short may have left only the other half good.
+    pub fn spare_half(&self, bytes: &[u8]) -> usize {
+        let is_kept = |index: usize| {
+            let copy = bytes.get(index * BLOCK_SIZE..).unwrap_or(&[]);
+            let parsed = Self::parse_copy(copy, index, self.node_id, self.shard);
+            parsed.is_ok_and(|found| found.sequence == self.sequence)
+        };
+        usize::from(!(COPIES / 2..COPIES).any(is_kept))
+    }
+
     fn parse_copy(bytes: &[u8], index: usize, node_id: u128, shard: ShardId) -> Result<Self, Corruption> {
         let Ok((copy, _)) = SuperblockCopy::ref_from_prefix(bytes) else {
             return Err(Corruption::new(
@@ -288,6 +299,22 @@ mod tests {
         assert_eq!(Superblock::parse(&new, 77, ShardId(1)), Ok(sample(8)));
         assert!(Superblock::parse(&new, 78, ShardId(1)).is_err());
         assert!(Superblock::parse(&[0; SUPERBLOCK_FILE_SIZE], 77, ShardId(1)).is_err());
+    }
+
+    #[test]
+    fn an_update_begins_with_the_half_that_is_not_needed() {
+        let state = sample(8);
+        let (old, new) = (sample(7).encode(), state.encode());
+        let half = SUPERBLOCK_FILE_SIZE / 2;
+        assert_eq!(state.spare_half(&new), 0);
+        // Cut short between the halves, and in the second one.
+        let mut bytes = [&new[..half], &old[half..]].concat();
+        assert_eq!(state.spare_half(&bytes), 1);
+        bytes[half..][..100].fill(0xee);
+        bytes[half + BLOCK_SIZE..][..100].fill(0xee);
+        assert_eq!(state.spare_half(&bytes), 1);
+        // The first half was written over before that, and torn.
+        assert_eq!(state.spare_half(&[&old[..half], &new[half..]].concat()), 0);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::planted::{Bug, Planted};
 use crate::ring::{BufRange, Completion, Errno, FileId, Op, Ring, Token};
 use arena::Arena;
 use ringmq_format::checksum::Crc32c;
-use ringmq_format::frame::FrameHeader;
+use ringmq_format::frame::{FrameHeader, FrameKind};
 use ringmq_format::group::{BodyCrc, GroupFields, GroupHeader, GroupKind, encode_empty};
 use ringmq_format::limits::{
     BACKGROUND_PERIOD_US, BLOCK_SIZE, COLD_HOLDBACK_US, FRAME_HEADER_SIZE, FREE_SLOTS_RESERVE,
@@ -361,6 +361,19 @@ impl Log {
         &self.arena
     }
 
+    /// Where the bytes of a frame are, if its group is in the window or still open.
+    pub fn find(&self, lsn: Lsn, len: usize) -> Option<BufRange> {
+        let open = self.open.as_ref().filter(|open| open.lsn <= lsn);
+        let within = |open: &&OpenGroup| lsn.plus(len as u64) <= open.lsn.plus(open.used as u64);
+        match open.filter(within) {
+            Some(open) => {
+                let start = open.arena_start + lsn.since(open.lsn) as usize;
+                Some(BufRange::new(self.arena.buffer(), start, len))
+            }
+            None => self.arena.find(lsn, len),
+        }
+    }
+
     /// Segments that are kept, oldest first.
     pub fn segments(&self) -> &VecDeque<Segment> {
         &self.segments
@@ -522,14 +535,34 @@ impl Log {
         if let Some(segment) = self.segments.back_mut() {
             segment.last_time = segment.last_time.max(header.timestamp.get());
             segment.frame_bytes += frame.len() as u64;
-            if header.partition.get() != 0 {
+            let planted = self.options.planted.has(Bug::HalvesIndexed) && header.partition.get() != 0;
+            if has_offsets(header) || planted {
                 segment.entries.push(index_entry(header, segment.facts.position(position)));
             }
         }
         Ok(lsn)
     }
 
+    /// Makes sure that the open group takes frames of `len` bytes together, so that appending them cannot fail and they
+    /// are one write. Answers the LSN of the first of them.
+    pub fn reserve(&mut self, ring: &mut Ring, len: usize) -> Result<Lsn, Refused> {
+        if self.poisoned.is_some() {
+            return Err(Refused::Poisoned);
+        }
+        self.make_room(ring, len)?;
+        self.open.as_ref().map(|open| open.lsn.plus(open.used as u64)).ok_or(Refused::Busy)
+    }
+
+    /// Closes the open group where it stands: a bug that tests plant.
+    pub fn split(&mut self, ring: &mut Ring) {
+        let has_frames = self.open.as_ref().is_some_and(|open| open.frames > 0);
+        if has_frames && self.flights.len() < GROUPS_IN_FLIGHT_MAX && !self.awaits_header() {
+            self.close_group(ring);
+        }
+    }
+
     /// Makes sure that the open group takes `frame_len` bytes more.
+    #[inline(always)]
     fn make_room(&mut self, ring: &mut Ring, frame_len: usize) -> Result<(), Refused> {
         if self.recovery_due {
             return Err(if self.waits_for_disk() { Refused::DiskFull } else { Refused::Busy });
@@ -1056,6 +1089,12 @@ impl Log {
     pub fn options(&self) -> &LogOptions {
         &self.options
     }
+}
+
+/// Does this frame belong into the index of its partition?
+#[inline]
+pub fn has_offsets(header: &FrameHeader) -> bool {
+    header.kind == FrameKind::Data as u8 || header.kind == FrameKind::Bind as u8
 }
 
 /// The index entry of a frame at `position` of its segment.

@@ -18,7 +18,7 @@ pub mod offline;
 pub mod scan;
 
 use crate::log::slots::{Slot, SlotState, block_edges, capacity_of, parse_name, sidecar_file, slot_file};
-use crate::log::{LogStart, Segment, index_entry};
+use crate::log::{LogStart, Segment, has_offsets, index_entry};
 use crate::planted::{Bug, Planted};
 use crate::ring::{BufRange, BufferId, Errno, FileId, Op, Ring};
 use decide::{Decision, Finding, Row, decide};
@@ -26,6 +26,7 @@ use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, SegmentItem};
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::{Frame, FrameKind};
 use ringmq_format::group::{GroupHeader, GroupKind, group_frames};
+use ringmq_format::late::Late;
 use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE, GROUP_SIZE_MAX, SEGMENT_HEADER_SIZE};
 use ringmq_format::segment::{FIRST_GROUP, SegmentFacts};
 use ringmq_format::sidecar::{self, IndexEntry};
@@ -138,6 +139,8 @@ pub struct OpenOptions {
 pub trait Visitor {
     /// A chunk of the checkpoint, in the order of the file. `scan` is the first segment that is read again.
     fn chunk(&mut self, chunk: &Chunk<'_>, scan: SegmentSeq, scan_base: Lsn) -> Result<(), Corruption>;
+    /// The frames that come now lie in the segment that begins here.
+    fn segment(&mut self, base: Lsn);
     /// What lay between two places of the log is set aside by an operator, and nothing is known of it.
     fn gap(&mut self, start: Lsn, end: Lsn);
     /// A frame of the log, in log order. Payloads of damaged frames are not to be looked at.
@@ -160,6 +163,8 @@ struct Recovery<'a> {
     at: Option<(usize, SegmentFacts, ScanPoint)>,
     /// Nothing is made and nothing is written.
     read_only: bool,
+    /// The half of the superblock that may be written first.
+    spare_half: usize,
 }
 
 /// How long durable writes took, and what follows from it.
@@ -277,6 +282,7 @@ impl<'a> Recovery<'a> {
             bytes_total: 0,
             at: None,
             read_only,
+            spare_half: 0,
         })
     }
 
@@ -436,7 +442,10 @@ impl<'a> Recovery<'a> {
     fn read_superblock(&mut self, file: FileId, path: &Path) -> Result<Option<Superblock>, OpenError> {
         let len = self.read(file, 0, SUPERBLOCK_FILE_SIZE).map_err(|error| io("reading", path, error))?;
         match Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard) {
-            Ok(superblock) => Ok(Some(superblock)),
+            Ok(superblock) => {
+                self.spare_half = superblock.spare_half(self.bytes(len));
+                Ok(Some(superblock))
+            }
             // It is durable before the first slot is made, so without slots there was nothing yet.
             Err(_) if self.slots.is_empty() || self.options.planted.has(Bug::DoubtStartsAfresh) => Ok(None),
             Err(corruption) => Err(OpenError::Damaged {
@@ -513,7 +522,8 @@ impl<'a> Recovery<'a> {
     ) -> Result<(), OpenError> {
         let half = SUPERBLOCK_FILE_SIZE / 2;
         let bytes = superblock.encode();
-        for step in 0..2 {
+        // Never first the half that alone holds what was found: this update may be cut short too.
+        for step in [self.spare_half, 1 - self.spare_half] {
             let range = BufRange::new(self.buffer, 0, half);
             self.ring.memory.bytes_mut(range).copy_from_slice(&bytes[step * half..][..half]);
             self.write(file, path, (step * half) as u64, half)?;
@@ -775,7 +785,7 @@ impl<'a> Recovery<'a> {
                     entries.extend_from_slice(items);
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
-                ChunkKind::Topics | ChunkKind::Partitions => {
+                _ => {
                     self.visitor.chunk(&chunk, facts.scan_seq, scan_base).map_err(damaged)?;
                 }
             }
@@ -842,6 +852,7 @@ impl<'a> Recovery<'a> {
         let facts = segment.facts;
         let file = self.slots[segment.slot].file;
         let mut window = Window { file, position: 0, len: 0, unreadable: Vec::new() };
+        self.visitor.segment(facts.base);
         loop {
             while let Some((start, end, chain)) =
                 superblock.quarantine.iter().find(|(start, end, _)| *start == point.lsn && end > start)
@@ -968,14 +979,14 @@ impl<'a> Recovery<'a> {
                 corruption,
                 reason,
             };
-            if is_bad && frame.header.kind() != FrameKind::Data {
+            if is_bad && !lacks_records_alone(&frame) {
                 return Err(damaged(None, "a frame that changes the shard's state is damaged"));
             }
             let lsn = Lsn(header.lsn.get()).plus(at as u64);
             self.visitor
                 .frame(lsn, &frame)
                 .map_err(|corruption| damaged(Some(corruption), "a frame contradicts the ones before it"))?;
-            if frame.header.partition.get() != 0 {
+            if has_offsets(frame.header) {
                 segment.entries.push(index_entry(frame.header, position + at as u64));
                 if self.options.planted.has(Bug::IndexedTwice) {
                     segment.entries.push(index_entry(frame.header, position + at as u64));
@@ -1088,6 +1099,17 @@ impl<'a> Recovery<'a> {
         let last_block = sealed.end().0 - BLOCK_SIZE as u64;
         let _ = next_base;
         self.has_witness(sealed, Lsn(last_block))
+    }
+}
+
+/// Everything that replay needs of this frame is in its header, or in an extension with a checksum of its own: of a
+/// frame whose payload is bad only the records are lost.
+fn lacks_records_alone(frame: &Frame<'_>) -> bool {
+    match frame.header.kind() {
+        FrameKind::Data | FrameKind::Bound => true,
+        // Stored again by retention, or whole as far as it matters.
+        FrameKind::Half | FrameKind::Delay => frame.header.aux.get() != 0 || Late::parse(frame).is_ok(),
+        _ => false,
     }
 }
 

@@ -160,6 +160,7 @@ impl Visitor for Nobody {
         Ok(())
     }
 
+    fn segment(&mut self, _: Lsn) {}
     fn gap(&mut self, _: Lsn, _: Lsn) {}
 
     fn frame(&mut self, _: Lsn, _: &ringmq_format::frame::Frame<'_>) -> Result<(), Corruption> {
@@ -215,6 +216,7 @@ impl Recovery<'_> {
     fn parse_superblock(&mut self, file: FileId, path: &Path) -> Result<Superblock, OpenError> {
         let len = self.read(file, 0, SUPERBLOCK_FILE_SIZE).map_err(|error| io("reading", path, error))?;
         let parsed = Superblock::parse(self.bytes(len), self.options.node_id, self.options.shard);
+        self.spare_half = parsed.as_ref().map_or(0, |found| found.spare_half(self.bytes(len)));
         parsed.map_err(|corruption| OpenError::Damaged {
             row: None,
             path: path.to_owned(),
@@ -296,6 +298,7 @@ impl Recovery<'_> {
                 Ok(header) => {
                     match header.kind() {
                         FrameKind::Topic => found.topics += 1,
+                        kind if !kind.has_offsets() => {}
                         _ => {
                             let known = found.partitions.entry(header.partition()).or_default();
                             known.0 += 1;

@@ -4,6 +4,7 @@
 //!         -[file durable]-> naming -[superblock durable]-> idle
 
 use super::{Shard, Stopping};
+use crate::late::CaptureCursor;
 use crate::log::publish::{Progress, Publish};
 use crate::log::room;
 use crate::planted::Bug;
@@ -24,6 +25,8 @@ struct Capture {
     facts: CheckpointFacts,
     bytes: Vec<u8>,
     next_partition: usize,
+    /// How far it is with what waits, once the partitions are taken.
+    late: Option<CaptureCursor>,
     clean: bool,
     done: bool,
 }
@@ -104,7 +107,7 @@ impl Shard {
         self.checkpointing.last_begin = self.log.end();
         self.wants_checkpoint = false;
         let mut capture =
-            Capture { facts, bytes: vec![0; BLOCK_SIZE], next_partition: 0, clean, done: false };
+            Capture { facts, bytes: vec![0; BLOCK_SIZE], next_partition: 0, late: None, clean, done: false };
         self.capture_segments(&mut capture);
         self.capture_topics(&mut capture);
         self.checkpointing.step = Step::Capturing(capture);
@@ -182,7 +185,26 @@ impl Shard {
         if let Some(keys) = keys {
             self.push_chunk(capture, ChunkKind::Partitions, keys, items, &payload);
         }
-        if capture.next_partition < self.partitions.len() {
+        if capture.next_partition >= self.partitions.len() {
+            capture.late = Some(CaptureCursor::default());
+        }
+    }
+
+    /// One chunk of what waits, what became of it, and where bodies are; at the end of a quiet log also of the active
+    /// segment's index.
+    fn capture_late(&self, capture: &mut Capture, mut cursor: CaptureCursor) {
+        let planted = self.options.planted;
+        if let Some((kind, items, payload)) = self.late.capture(&mut cursor) {
+            capture.late = Some(cursor);
+            let forgotten = match kind {
+                ChunkKind::Pending => planted.has(Bug::PendingForgotten),
+                ChunkKind::Bodies => planted.has(Bug::BodiesForgotten),
+                ChunkKind::EndedTimers | ChunkKind::EndedTransactions => planted.has(Bug::EndsForgotten),
+                _ => false,
+            };
+            if items > 0 && !forgotten {
+                self.push_chunk(capture, kind, (PartitionId(0), PartitionId(0)), items, &payload);
+            }
             return;
         }
         if capture.clean
@@ -216,8 +238,10 @@ impl Shard {
                 }
             }
             Step::Capturing(mut capture) => {
-                if !capture.done {
-                    self.capture_partitions(&mut capture);
+                match capture.late {
+                    _ if capture.done => {}
+                    None => self.capture_partitions(&mut capture),
+                    Some(cursor) => self.capture_late(&mut capture, cursor),
                 }
                 // What a chunk reflects must be durable before the chunk may be believed.
                 let ahead = self.options.planted.has(Bug::CheckpointAheadOfLog);

@@ -6,11 +6,14 @@ use crate::partition::{FrameRef, Place};
 use crate::planted::Bug;
 use crate::reader::{Look, PageKey};
 use crate::ring::{Errno, FileId, Ring};
-use ringmq_format::frame::Frame;
+use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
+use ringmq_format::late::Bind;
 use ringmq_format::limits::{BLOCK_SIZE, COLD_PAGE_SIZE};
 use ringmq_format::sidecar::{BLOCK_ENTRIES, IndexEntry, parse_block};
 use ringmq_format::{Offset, PartitionId, SegmentSeq};
 
+/// Where a frame says its kind.
+const KIND_AT: usize = std::mem::offset_of!(FrameHeader, kind);
 /// Pages read ahead of a reader that goes forward.
 const READ_AHEAD: u32 = 8;
 
@@ -71,9 +74,18 @@ pub enum TimeLookup {
     Damaged,
 }
 
-enum Step {
+/// What came of one frame.
+pub(super) enum Step {
     Taken(Offset),
     Cold,
+    Damaged(Offset),
+}
+
+/// What came of looking for the frame that holds an offset.
+pub(super) enum Found {
+    Frame(FrameRef),
+    Cold,
+    /// Up to this offset.
     Damaged(Offset),
 }
 
@@ -148,30 +160,10 @@ impl Shard {
         is_first: bool,
         sink: &mut dyn FnMut(&Delivered, &[u8]),
     ) -> Option<Step> {
-        let partition = self.partition(id)?;
-        let visible = partition.visible();
-        let frame = match partition.locate(&self.frames, offset) {
-            Place::Frame(frame) if frame.first_offset > offset => {
-                return Some(Step::Damaged(frame.first_offset));
-            }
-            Place::Frame(frame) => frame,
-            Place::Nowhere => return Some(Step::Damaged(visible)),
-            Place::Sidecar(segment, first) => match self
-                .find_entry(ring, segment, first, id, |entry| entry.first_offset.get() <= offset.0)
-            {
-                Index::Found(Entry { entry, base, .. }) if entry.end_offset() > offset => FrameRef {
-                    first_offset: Offset(entry.first_offset.get()),
-                    lsn: base.plus(u64::from(entry.position.get())),
-                    timestamp: entry.timestamp.get(),
-                    len: entry.len.get(),
-                    count: entry.count.get(),
-                },
-                Index::Found(Entry { next: Some(next), .. }) => return Some(Step::Damaged(next)),
-                Index::Found(_) | Index::Nothing | Index::Damaged => {
-                    return Some(Step::Damaged(self.end_of_segment(id, segment)));
-                }
-                Index::Coming => return Some(Step::Cold),
-            },
+        let frame = match self.find_frame(ring, id, offset) {
+            Found::Frame(frame) => frame,
+            Found::Cold => return Some(Step::Cold),
+            Found::Damaged(to) => return Some(Step::Damaged(to)),
         };
         if !is_first && frame.len as usize > room {
             return None;
@@ -182,12 +174,48 @@ impl Shard {
             first_record: 0,
             count: frame.count,
         };
+        let room = (!is_first).then_some(room);
         if let Some(range) = self.log.arena().find(frame.lsn, frame.len as usize) {
-            sink(&delivered, ring.memory.bytes(range));
+            let bytes = ring.memory.bytes(range);
+            if bytes.get(KIND_AT) == Some(&(FrameKind::Bind as u8)) {
+                let bind = Frame::parse(bytes).and_then(|frame| Bind::parse(&frame));
+                let Ok(bind) = bind else { return Some(Step::Damaged(frame.end_offset())) };
+                return self.fetch_bound(ring, &bind, &frame, room, sink);
+            }
+            sink(&delivered, bytes);
             self.stats.tail_frames += 1;
             return Some(Step::Taken(frame.end_offset()));
         }
-        Some(self.fetch_cold(ring, id, &frame, &delivered, sink))
+        self.fetch_cold(ring, id, &frame, &delivered, room, sink)
+    }
+
+    /// Where the frame is that holds an offset below `visible`.
+    pub(super) fn find_frame(&mut self, ring: &Ring, id: PartitionId, offset: Offset) -> Found {
+        let Some(partition) = self.partition(id) else { return Found::Damaged(offset) };
+        let visible = partition.visible();
+        match partition.locate(&self.frames, offset) {
+            Place::Frame(frame) if frame.first_offset > offset => Found::Damaged(frame.first_offset),
+            Place::Frame(frame) => Found::Frame(frame),
+            Place::Nowhere => Found::Damaged(visible),
+            Place::Sidecar(segment, first) => match self
+                .find_entry(ring, segment, first, id, |entry| entry.first_offset.get() <= offset.0)
+            {
+                Index::Found(Entry { entry, base, .. }) if entry.end_offset() > offset => {
+                    Found::Frame(FrameRef {
+                        first_offset: Offset(entry.first_offset.get()),
+                        lsn: base.plus(u64::from(entry.position.get())),
+                        timestamp: entry.timestamp.get(),
+                        len: entry.len.get(),
+                        count: entry.count.get(),
+                    })
+                }
+                Index::Found(Entry { next: Some(next), .. }) => Found::Damaged(next),
+                Index::Found(_) | Index::Nothing | Index::Damaged => {
+                    Found::Damaged(self.end_of_segment(id, segment))
+                }
+                Index::Coming => Found::Cold,
+            },
+        }
     }
 
     fn fetch_cold(
@@ -196,14 +224,15 @@ impl Shard {
         id: PartitionId,
         frame: &FrameRef,
         delivered: &Delivered,
+        room: Option<usize>,
         sink: &mut dyn FnMut(&Delivered, &[u8]),
-    ) -> Step {
+    ) -> Option<Step> {
         // The index says where to look and may be wrong: what it leads to has to be in the log at all.
         let frame_end = frame.lsn.plus(u64::from(frame.len));
         let found = self.log.segment_at(frame.lsn);
         let Some(segment) = found.filter(|found| frame_end <= found.end && frame_end <= self.log.durable())
         else {
-            return Step::Damaged(frame.end_offset());
+            return Some(Step::Damaged(frame.end_offset()));
         };
         let place = FilePlace {
             file: self.log.slots()[segment.slot].file,
@@ -215,22 +244,25 @@ impl Shard {
         let mut bytes = std::mem::take(&mut self.cold_frame);
         bytes.clear();
         let step = match self.gather(ring, &place, &mut bytes) {
-            Ok(true) => self.deliver_cold(id, frame, delivered, &bytes, sink),
-            Ok(false) => Step::Cold,
-            Err(_) => Step::Damaged(frame.end_offset()),
+            Ok(true) => self.deliver_cold(ring, id, frame, delivered, room, &bytes, sink),
+            Ok(false) => Some(Step::Cold),
+            Err(_) => Some(Step::Damaged(frame.end_offset())),
         };
         self.cold_frame = bytes;
         step
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn deliver_cold(
         &mut self,
+        ring: &Ring,
         id: PartitionId,
         frame: &FrameRef,
         delivered: &Delivered,
+        room: Option<usize>,
         bytes: &[u8],
         sink: &mut dyn FnMut(&Delivered, &[u8]),
-    ) -> Step {
+    ) -> Option<Step> {
         // C3: the index only says where to look.
         let good = Frame::parse(bytes).is_ok_and(|found| {
             found.header.partition() == id
@@ -241,11 +273,16 @@ impl Shard {
                 && found.verify_payload().is_ok()
         });
         if !good && !self.options.planted.has(Bug::IndexBelieved) {
-            return Step::Damaged(frame.end_offset());
+            return Some(Step::Damaged(frame.end_offset()));
+        }
+        if bytes.get(KIND_AT) == Some(&(FrameKind::Bind as u8)) {
+            let bind = Frame::parse(bytes).and_then(|frame| Bind::parse(&frame));
+            let Ok(bind) = bind else { return Some(Step::Damaged(frame.end_offset())) };
+            return self.fetch_bound(ring, &bind, frame, room, sink);
         }
         sink(delivered, bytes);
         self.stats.cold_frames += 1;
-        Step::Taken(frame.end_offset())
+        Some(Step::Taken(frame.end_offset()))
     }
 
     /// Collects bytes of a file from cold pages. `false`: some are still to come, and nothing was collected.

@@ -8,13 +8,16 @@
 //!             H3  A segment is retired only when two checkpoints cover it.
 //! Ignorant of connections, requests and other shards.
 
+mod bodies;
 mod checkpoint;
 mod fetch;
+mod late;
 pub mod offline;
 mod replay;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
+use crate::late::{Late, LateLimits};
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
 use crate::partition::Partition;
@@ -26,6 +29,12 @@ use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
 pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
+#[cfg(feature = "sim")]
+pub use late::BindTrace;
+pub use late::{
+    BodyRef, Bound, Ended, FoundBody, LateError, NewBind, Peeked, TIMER_CHANGES_MAX, TimerChange,
+    TimerOutcome,
+};
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::{Frame, FrameKind, encode};
@@ -119,6 +128,27 @@ pub enum AppendError {
     Fenced,
     /// Nothing is remembered of the producer, and it is not at its beginning.
     ProducerUnknown,
+    /// As many halves and delays wait as may: later there may be room.
+    TooManyPending,
+    /// The transaction is resolved.
+    TransactionEnded,
+    /// The transaction is about to be resolved: whether it takes more will be known soon.
+    TransactionEnding,
+    /// The transaction has as many halves on this shard as it may.
+    TransactionTooLarge,
+    /// The transaction belongs to another producer group.
+    OtherGroup,
+}
+
+impl From<Refused> for AppendError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Busy => Self::Busy,
+            Refused::DiskFull => Self::DiskFull,
+            Refused::Poisoned => Self::Poisoned,
+            Refused::PayloadCrc => Self::PayloadCrc,
+        }
+    }
 }
 
 /// Where a partition begins and ends.
@@ -161,6 +191,12 @@ pub struct ShardStats {
     pub damaged: u64,
     /// Files that could not be opened for want of a descriptor.
     pub descriptor_failures: u64,
+    /// Halves and delays appended, in frames.
+    pub late_frames: u64,
+    /// BINDs appended.
+    pub binds: u64,
+    /// Bytes of bodies that were moved so that their segment could be retired.
+    pub bytes_relocated: u64,
 }
 
 /// One core's storage.
@@ -176,6 +212,11 @@ pub struct Shard {
     /// Frames of the window and of segments without a sidecar.
     frames: FrameIndex,
     catalogue: Catalogue,
+    late: Late,
+    timers: late::TimerState,
+    moving: bodies::Moving,
+    #[cfg(feature = "sim")]
+    bind_trace: Vec<late::BindTrace>,
     sidecar: Option<SidecarJob>,
     reindex: Option<Reindex>,
     checkpointing: Checkpointing,
@@ -204,7 +245,7 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, frames, catalogue } =
+        let replay::Replayed { mut partitions, frames, catalogue, mut late } =
             replay.finish().map_err(|corruption| undeleted(&open_options, corruption))?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
@@ -212,6 +253,8 @@ impl Shard {
             partition.retire(&frames, ringmq_format::SegmentSeq(log_start_seq.0.saturating_sub(1)));
             partition.settle(&frames);
         }
+        let log_start = start.segments.front().map_or(start.superblock.log_start, |first| first.facts.base);
+        late.settle(log_start);
         let covered = start.superblock.checkpoint.map_or((0, 0), |(_, sequence)| {
             let scanned = start.segments.iter().find(|segment| segment.sidecar.is_none());
             (sequence, scanned.map_or(0, |segment| segment.facts.seq.0))
@@ -236,6 +279,11 @@ impl Shard {
             partitions,
             frames,
             catalogue,
+            late,
+            timers: late::TimerState::default(),
+            moving: bodies::Moving::default(),
+            #[cfg(feature = "sim")]
+            bind_trace: Vec::new(),
             sidecar: None,
             reindex: None,
             checkpointing: Checkpointing::after(covered.0, covered.1),
@@ -246,6 +294,9 @@ impl Shard {
             visible_scratch: Vec::new(),
             moved: Vec::new(),
         };
+        let mut shard = shard;
+        let bytes = waiting_bytes_max(&shard.options);
+        shard.set_late_limits(LateLimits { bytes, ..LateLimits::default() });
         Ok((shard, report))
     }
 
@@ -290,6 +341,7 @@ impl Shard {
     pub fn set_retention(&mut self, time_ms: Option<u64>, size: Option<u64>) {
         self.options.retain_time_ms = time_ms;
         self.options.retain_size = size;
+        self.set_late_limits(LateLimits { bytes: waiting_bytes_max(&self.options), ..self.late.limits() });
     }
 
     fn index(&self, partition: PartitionId) -> usize {
@@ -313,8 +365,13 @@ impl Shard {
         id: PartitionId,
         frame: &Frame<'_>,
     ) -> Result<Appended, AppendError> {
-        if self.stopping != Stopping::No {
+        // What is due, or moved, goes first where the log is always full: it asks for little.
+        if self.stopping != Stopping::No || self.timers.starves {
             return Err(AppendError::Busy);
+        }
+        let kind = frame.header.kind;
+        if kind == FrameKind::Half as u8 || kind == FrameKind::Delay as u8 {
+            return self.append_waiting(ring, id, frame);
         }
         let index = self.index(id);
         let Some(partition) =
@@ -322,24 +379,8 @@ impl Shard {
         else {
             return Err(AppendError::UnknownPartition);
         };
-        match partition.producers.judge(frame.header, self.log.durable()) {
-            Verdict::Append => {}
-            Verdict::Duplicate(original) => {
-                return Ok(Appended {
-                    base_offset: original.base_offset,
-                    timestamp: original.timestamp,
-                    durable_at: original.end_lsn,
-                    duplicate: true,
-                });
-            }
-            Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
-            Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
-            Verdict::TooManyInFlight => return Err(AppendError::TooManyInFlight),
-            Verdict::Fenced => return Err(AppendError::Fenced),
-            Verdict::Unknown => return Err(AppendError::ProducerUnknown),
-        }
-        if self.log.is_disk_full() {
-            return Err(AppendError::DiskFull);
+        if let Some(taken) = judge(partition, frame, &self.log)? {
+            return Ok(taken);
         }
         check_frame(frame, self.options.segment_size)?;
         let mut header = *frame.header;
@@ -348,12 +389,7 @@ impl Shard {
         header.aux = 0.into();
         header.stamp(id, base_offset, timestamp);
         let touched = Some((index as u32, header.end_offset()));
-        let lsn = self.log.append(ring, &header, frame.bytes, touched).map_err(|refused| match refused {
-            Refused::Busy => AppendError::Busy,
-            Refused::DiskFull => AppendError::DiskFull,
-            Refused::Poisoned => AppendError::Poisoned,
-            Refused::PayloadCrc => AppendError::PayloadCrc,
-        })?;
+        let lsn = self.log.append(ring, &header, frame.bytes, touched)?;
         let durable_at = lsn.plus(frame.bytes.len() as u64);
         partition.push(&mut self.frames, &header, lsn);
         partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
@@ -395,6 +431,13 @@ impl Shard {
 
     /// The end of a tick.
     pub fn turn(&mut self, ring: &mut Ring) {
+        if self.log.poisoned().is_none() {
+            // Before the log's turn, which closes the group that they append to.
+            self.turn_timers(ring);
+            self.turn_moving(ring);
+        } else {
+            self.timers = late::TimerState::default();
+        }
         self.log.turn(ring);
         self.turn_visible();
         if self.log.poisoned().is_none() {
@@ -455,13 +498,13 @@ impl Shard {
         let retention = (running && retains).then_some(self.retention_at_us);
         let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
             .then_some(self.checkpointing.retry_at_us());
-        let own = [retention, checkpoint, self.sidecar_deadline(), cold];
+        let own = [retention, checkpoint, self.sidecar_deadline(), self.timer_deadline(), cold];
         self.log.deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
     /// More is to be done than what completions will bring: `turn` again without sleeping.
     pub fn has_work(&self) -> bool {
-        self.checkpointing.is_capturing()
+        self.checkpointing.is_capturing() || self.has_due_timers() || self.is_moving()
     }
 
     // -- retention -----------------------------------------------------------------------------------------
@@ -484,8 +527,12 @@ impl Shard {
                 self.wants_checkpoint = true; // H3
                 return;
             }
+            if !self.bodies_are_moved() {
+                return;
+            }
             let Some(segment) = self.log.retire_oldest() else { return };
             let kept_from = self.log.segments().front().map_or(segment.end, |next| next.facts.base);
+            self.late.retired(kept_from);
             self.frames.forget_before(kept_from);
             for partition in self.partitions.iter_mut().flatten() {
                 partition.retire(&self.frames, segment.facts.seq);
@@ -564,7 +611,35 @@ impl Shard {
     }
 }
 
-/// A frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
+/// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.
+#[inline(always)]
+fn judge(partition: &Partition, frame: &Frame<'_>, log: &Log) -> Result<Option<Appended>, AppendError> {
+    match partition.producers.judge(frame.header, log.durable()) {
+        Verdict::Append => {}
+        Verdict::Duplicate(original) => {
+            return Ok(Some(Appended {
+                base_offset: original.base_offset,
+                timestamp: original.timestamp,
+                durable_at: original.end_lsn,
+                duplicate: true,
+            }));
+        }
+        Verdict::DuplicateUnknownOffset => return Err(AppendError::DuplicateUnknownOffset),
+        Verdict::OutOfOrder { expected } => return Err(AppendError::OutOfOrder { expected }),
+        Verdict::TooManyInFlight => return Err(AppendError::TooManyInFlight),
+        Verdict::Fenced => return Err(AppendError::Fenced),
+        Verdict::Unknown => return Err(AppendError::ProducerUnknown),
+    }
+    if log.is_disk_full() { Err(AppendError::DiskFull) } else { Ok(None) }
+}
+
+/// Bytes that may wait or be named by BINDs of later segments: retention moves them, and half of what it keeps is enough.
+fn waiting_bytes_max(options: &ShardOptions) -> u64 {
+    options.disk_limit.into_iter().chain(options.retain_size).min().map_or(u64::MAX, |kept| kept / 2)
+}
+
+/// A producer's frame that may be stored: records, at least one, a table that makes sense, no larger than segments allow.
+#[inline(always)]
 fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> {
     let header = frame.header;
     let invalid = |field, found: u64| {
@@ -574,9 +649,11 @@ fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> 
     if frame.bytes.len() > frame_size_max(segment_size) {
         return Err(AppendError::TooLarge);
     }
-    if header.kind() != FrameKind::Data {
-        return Err(invalid("kind", u64::from(header.kind)));
-    }
+    let waits = match header.kind() {
+        FrameKind::Data => false,
+        FrameKind::Half | FrameKind::Delay => true,
+        _ => return Err(invalid("kind", u64::from(header.kind))),
+    };
     if header.count.get() == 0 {
         return Err(invalid("count", 0));
     }
@@ -584,7 +661,7 @@ fn check_frame(frame: &Frame<'_>, segment_size: u64) -> Result<(), AppendError> 
     if header.base_offset.get() != 0 || header.partition.get() != 0 || header.timestamp.get() != 0 {
         return Err(invalid("base_offset, partition or timestamp", header.base_offset.get()));
     }
-    if header.extension_len.get() != 0 {
+    if header.extension_len.get() != 0 && !waits {
         return Err(invalid("extension_len", u64::from(header.extension_len.get())));
     }
     debug_assert!(frame.bytes.len() >= FRAME_HEADER_SIZE);

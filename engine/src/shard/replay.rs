@@ -1,6 +1,7 @@
 //! What recovery finds, turned into partitions and topics.
 
 use crate::catalogue::Catalogue;
+use crate::late::{Late, Position, Replayed as Effect};
 use crate::partition::index::FrameIndex;
 use crate::partition::producers::Original;
 use crate::partition::{FrameRef, Partition};
@@ -8,13 +9,15 @@ use crate::recovery::Visitor;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{Chunk, ChunkKind, PartitionItem};
 use ringmq_format::corruption::{Corruption, Damage};
-use ringmq_format::frame::{Frame, FrameKind};
+use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
+use ringmq_format::late::BIND_SIZE;
+use ringmq_format::limits::FRAME_RECORDS_MAX;
 use ringmq_format::sidecar::IndexEntry;
 use ringmq_format::{Lsn, Offset, PartitionId, SegmentSeq, ShardId};
 use zerocopy::FromBytes;
 
-/// Bytes that a record takes at least, compressed or not: its entry in the record table.
-const RECORD_SIZE_MIN: u64 = 3;
+/// Records that get offsets in a byte of the log, at most: a BIND may give them to as many as a frame holds.
+const RECORDS_PER_BYTE_MAX: u64 = FRAME_RECORDS_MAX as u64 / BIND_SIZE as u64 + 1;
 
 /// Enters a topic and makes or removes the partitions of it that this shard owns.
 pub(super) fn enter_topic(
@@ -64,6 +67,9 @@ pub(super) struct Replay<'a> {
     /// By the index of the partition: records that it may have had in ranges set aside, at most, since its last
     /// frame.
     lost: Vec<u64>,
+    late: Late,
+    /// Where the segment begins whose frames come now.
+    segment_base: Lsn,
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
@@ -71,6 +77,7 @@ pub(super) struct Replayed {
     pub(super) partitions: Vec<Option<Partition>>,
     pub(super) frames: FrameIndex,
     pub(super) catalogue: Catalogue,
+    pub(super) late: Late,
 }
 
 impl<'a> Replay<'a> {
@@ -83,6 +90,8 @@ impl<'a> Replay<'a> {
             catalogue: Catalogue::default(),
             reflected: Vec::new(),
             lost: Vec::new(),
+            late: Late::default(),
+            segment_base: Lsn(0),
             progress,
         }
     }
@@ -101,7 +110,8 @@ impl<'a> Replay<'a> {
                 partition.skip_to(partition.next().plus(*lost));
             }
         }
-        Ok(Replayed { partitions: self.partitions, frames: self.frames, catalogue: self.catalogue })
+        let Self { partitions, frames, catalogue, late, .. } = self;
+        Ok(Replayed { partitions, frames, catalogue, late })
     }
 
     fn index(&self, id: PartitionId) -> usize {
@@ -143,6 +153,61 @@ impl<'a> Replay<'a> {
     }
 }
 
+impl Replay<'_> {
+    /// A frame whose records have offsets.
+    fn enter_frame(&mut self, lsn: Lsn, header: &FrameHeader) -> Result<(), Corruption> {
+        let id = header.partition();
+        let index = self.index(id);
+        let reflected = self.reflected.get(index).copied().unwrap_or_default();
+        // A partition that is not known was deleted.
+        let known = self.partitions.get_mut(index).and_then(Option::as_mut);
+        let Some(partition) = known.filter(|partition| partition.id() == id) else { return Ok(()) };
+        match reflected {
+            Reflected::Deleted => return Ok(()),
+            Reflected::Until(stamp) if lsn < stamp => {
+                partition.push_index(&mut self.frames, FrameRef::new(header, lsn));
+                return Ok(());
+            }
+            Reflected::Until(_) | Reflected::Nothing => {}
+        }
+        let lost = self.lost.get_mut(index).map_or(0, std::mem::take);
+        let skipped = header.base_offset().0.checked_sub(partition.next().0);
+        if skipped.is_some_and(|skipped| skipped <= lost) {
+            partition.skip_to(header.base_offset());
+        }
+        if header.base_offset() != partition.next() {
+            return Err(contradiction("base_offset", partition.next(), header.base_offset()));
+        }
+        partition.push(&mut self.frames, header, lsn);
+        take_sequence(partition, header);
+        Ok(())
+    }
+
+    /// A producer's frame whose records have no offsets yet.
+    fn enter_sequence(&mut self, lsn: Lsn, header: &FrameHeader) {
+        let index = self.index(header.partition());
+        let reflected = self.reflected.get(index).copied().unwrap_or_default();
+        let counted = match reflected {
+            Reflected::Deleted => true,
+            Reflected::Until(stamp) => lsn < stamp,
+            Reflected::Nothing => false,
+        };
+        if let Some((partition, _)) = self.get(header.partition()).filter(|_| !counted) {
+            take_sequence(partition, header);
+        }
+    }
+
+    /// Positions of groups take effect: the transaction that they belong to was committed.
+    fn apply_positions(&mut self, _positions: &[Position]) {}
+}
+
+/// Remembers a producer's frame.
+fn take_sequence(partition: &mut Partition, header: &FrameHeader) {
+    let original =
+        Original { base_offset: header.base_offset(), timestamp: header.timestamp.get(), end_lsn: Lsn(0) };
+    partition.producers.take(header, original);
+}
+
 fn contradiction(field: &'static str, expected: Offset, found: Offset) -> Corruption {
     Corruption::new("log", field, Damage::Field, expected.0, found.0)
 }
@@ -178,8 +243,17 @@ impl Visitor for Replay<'_> {
                     }
                 }
             }
+            ChunkKind::Groups | ChunkKind::Cursors => {
+                let kind = chunk.kind as u64;
+                return Err(Corruption::new("checkpoint", "chunk kind", Damage::Field, 0, kind));
+            }
+            kind => self.late.restore(kind, chunk.items, chunk.payload)?,
         }
         Ok(())
+    }
+
+    fn segment(&mut self, base: Lsn) {
+        self.segment_base = base;
     }
 
     fn gap(&mut self, start: Lsn, end: Lsn) {
@@ -189,7 +263,7 @@ impl Visitor for Replay<'_> {
             // What the checkpoint says of a partition may already count what lay here.
             let counted = matches!(reflected, Reflected::Until(stamp) if stamp >= end);
             if partition.is_some() && !counted {
-                self.lost[index] += (end.0 - start.0) / RECORD_SIZE_MIN;
+                self.lost[index] += (end.0 - start.0) * RECORDS_PER_BYTE_MAX;
             }
         }
     }
@@ -202,46 +276,18 @@ impl Visitor for Replay<'_> {
                 let entry = TopicEntry::take(&mut payload)?;
                 self.enter_topic(entry);
             }
-            FrameKind::Data => {
-                let id = header.partition();
-                let index = self.index(id);
-                let reflected = self.reflected.get(index).copied().unwrap_or_default();
-                // A partition that is not known was deleted.
-                let known = self.partitions.get_mut(index).and_then(Option::as_mut);
-                let Some(partition) = known.filter(|partition| partition.id() == id) else { return Ok(()) };
-                match reflected {
-                    Reflected::Deleted => return Ok(()),
-                    Reflected::Until(stamp) if lsn < stamp => {
-                        partition.push_index(&mut self.frames, FrameRef::new(header, lsn));
-                        return Ok(());
-                    }
-                    Reflected::Until(_) | Reflected::Nothing => {}
+            FrameKind::Data => self.enter_frame(lsn, header)?,
+            // What waits, and what ends that, whatever has become of the partition.
+            kind => match self.late.replay(lsn, self.segment_base, frame)? {
+                Effect::Done => {}
+                Effect::Sequence(_) => self.enter_sequence(lsn, header),
+                Effect::Offsets => self.enter_frame(lsn, header)?,
+                Effect::Positions(positions) => self.apply_positions(&positions),
+                Effect::Foreign => {
+                    let (expected, found) = (FrameKind::Data as u64, kind as u64);
+                    return Err(Corruption::new("frame", "kind", Damage::Field, expected, found));
                 }
-                let lost = self.lost.get_mut(index).map_or(0, std::mem::take);
-                let skipped = header.base_offset().0.checked_sub(partition.next().0);
-                if skipped.is_some_and(|skipped| skipped <= lost) {
-                    partition.skip_to(header.base_offset());
-                }
-                if header.base_offset() != partition.next() {
-                    return Err(contradiction("base_offset", partition.next(), header.base_offset()));
-                }
-                partition.push(&mut self.frames, header, lsn);
-                let original = Original {
-                    base_offset: header.base_offset(),
-                    timestamp: header.timestamp.get(),
-                    end_lsn: Lsn(0),
-                };
-                partition.producers.take(header, original);
-            }
-            other => {
-                return Err(Corruption::new(
-                    "frame",
-                    "kind",
-                    Damage::Field,
-                    FrameKind::Data as u64,
-                    other as u64,
-                ));
-            }
+            },
         }
         Ok(())
     }

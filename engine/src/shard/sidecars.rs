@@ -4,7 +4,7 @@
 use super::Shard;
 use super::fetch::FilePlace;
 use crate::log::publish::{Progress, Publish};
-use crate::log::{index_entry, room};
+use crate::log::{has_offsets, index_entry, room};
 use crate::ring::{Errno, Ring};
 use ringmq_format::checkpoint::SegmentRef;
 use ringmq_format::group::{GroupHeader, group_frames};
@@ -206,7 +206,7 @@ impl Shard {
                 _ => break,
             };
             for (at, frame) in group_frames(&header, &bytes) {
-                if frame.header.partition.get() != 0 {
+                if has_offsets(frame.header) {
                     job.entries.push(index_entry(frame.header, facts.position(lsn) + at as u64));
                 }
             }

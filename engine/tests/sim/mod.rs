@@ -3,6 +3,8 @@
 #![allow(dead_code)] // each test uses a part
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+pub(crate) mod late;
+mod late_acts;
 pub(crate) mod model;
 pub(crate) mod plan;
 
@@ -10,8 +12,8 @@ use model::{
     Checked, PartitionModel, Producer, Stored, TopicModel, TopicState, Unanswered, Wrong, digest, wrong,
 };
 use plan::{Draw, Plan};
-use ringmq_engine::format::frame::{Codec, Frame};
-use ringmq_engine::format::limits::frame_size_max;
+use ringmq_engine::format::frame::{Codec, Frame, FrameKind};
+use ringmq_engine::format::limits::{FRAME_EXTENSION_MAX, frame_size_max};
 use ringmq_engine::format::record::{FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::format::{Lsn, Offset, PartitionId, ProducerId, ShardId};
 use ringmq_engine::recovery::{OpenError, RecoveryReport};
@@ -63,6 +65,9 @@ impl Live {
 #[derive(Clone, Default)]
 pub(crate) struct Known {
     pub(crate) topics: Vec<TopicModel>,
+    pub(crate) late: late::LateModel,
+    /// Digests of DATA that was bound a second time, by its identity.
+    pub(crate) data: std::collections::BTreeMap<u64, u64>,
     names: u64,
     durable: Lsn,
 }
@@ -82,6 +87,9 @@ pub(crate) struct Counts {
     pub(crate) activations: u64,
     pub(crate) checkpoints: u64,
     pub(crate) groups_scanned: u64,
+    pub(crate) late: u64,
+    pub(crate) binds: u64,
+    pub(crate) relocated: u64,
 }
 
 impl Counts {
@@ -99,6 +107,9 @@ impl Counts {
             (&mut self.activations, other.activations),
             (&mut self.checkpoints, other.checkpoints),
             (&mut self.groups_scanned, other.groups_scanned),
+            (&mut self.late, other.late),
+            (&mut self.binds, other.binds),
+            (&mut self.relocated, other.relocated),
         ] {
             *mine += theirs;
         }
@@ -215,6 +226,18 @@ impl Harness {
         (0..self.live.len()).try_for_each(|shard| flat(self.tick(shard)))
     }
 
+    /// Time goes on until nothing is on its way any more; nothing is judged.
+    pub(crate) fn turn_some(&mut self) {
+        for _ in 0..200 {
+            self.live.iter_mut().for_each(Live::tick);
+            for _ in 0..50 {
+                if !self.world.runnable().is_empty() || !self.world.step() {
+                    break;
+                }
+            }
+        }
+    }
+
     /// Compares what `open` has found with what must and may be there.
     pub(crate) fn adopt_all(&mut self) -> Checked {
         (0..self.live.len()).try_for_each(|shard| self.adopt(shard))
@@ -259,6 +282,7 @@ impl Harness {
             self.counts.activations += stats.log.activations;
             self.counts.checkpoints += stats.checkpoints;
             self.counts.cold += stats.cold_frames;
+            self.counts.relocated += stats.bytes_relocated;
         }
         for known in &mut self.known {
             known.durable = Lsn(0);
@@ -299,7 +323,9 @@ impl Harness {
     }
 
     fn tick(&mut self, shard: usize) -> Step<()> {
+        let before_ms = self.wall_ms();
         self.live[shard].tick();
+        self.note_binds(shard, before_ms)?;
         if self.live[shard].alive(&self.world) {
             self.judge(shard)?;
         }
@@ -334,6 +360,7 @@ impl Harness {
             return Err(wrong("durable never goes back", format!("{durable} after {}", known.durable)));
         }
         known.durable = durable;
+        known.late.settle(durable);
         for topic in &mut known.topics {
             topic.state = match topic.state {
                 TopicState::Creating(at) if at <= durable => TopicState::Live,
@@ -370,6 +397,9 @@ impl Harness {
 
     /// One thing that clients do.
     fn act(&mut self, shard: usize) -> Step<()> {
+        if self.plan.late && self.draw.one_in(2) {
+            return self.act_late(shard);
+        }
         match self.draw.below(20) {
             0 => self.act_topic(shard)?,
             1..=3 => self.act_fetch(shard)?,
@@ -437,7 +467,9 @@ impl Harness {
     /// A frame that no other is like.
     pub(crate) fn frame(&mut self, producer: ProducerStamp) -> Vec<u8> {
         let draw = &mut self.draw;
-        let mut builder = FrameBuilder::new(1000, frame_size_max(self.plan.segment_size));
+        // Whatever waits needs room for its extension.
+        let extension = if self.plan.late { FRAME_EXTENSION_MAX } else { 0 };
+        let mut builder = FrameBuilder::new(1000, frame_size_max(self.plan.segment_size) - extension);
         let records = 1 + draw.below(3);
         let body_max = self.plan.body_max;
         for _ in 0..records {
@@ -484,7 +516,9 @@ impl Harness {
         let producer = &producers[which];
         if producer.unanswered.len() < UNANSWERED_MAX {
             let (id, base_sequence) = (ProducerId(producer.id), producer.next_sequence);
-            let bytes = self.frame(ProducerStamp { id, epoch: 0, base_sequence });
+            let stamp = ProducerStamp { id, epoch: 0, base_sequence };
+            let delayed = self.plan.late && self.draw.one_in(4);
+            let bytes = if delayed { self.delay_frame(stamp) } else { self.frame(stamp) };
             let frame = Frame::parse(&bytes).unwrap();
             let unanswered = Unanswered { digest: digest(&frame), durable_at: None, bytes: bytes.clone() };
             let producers = &mut self.known[shard].topics[topic].partitions[partition].producers;
@@ -513,9 +547,13 @@ impl Harness {
         partition: usize,
         bytes: &[u8],
     ) -> Result<Option<Appended>, Wrong> {
+        let frame = Frame::parse(bytes).unwrap();
+        if frame.header.kind() != FrameKind::Data {
+            let id = self.known[shard].topics[topic].partitions[partition].id;
+            return self.append_late(shard, id, bytes);
+        }
         let Live { ring, shard: live, .. } = &mut self.live[shard];
         let partition = &mut self.known[shard].topics[topic].partitions[partition];
-        let frame = Frame::parse(bytes).unwrap();
         let poisoned = live.poisoned().is_some();
         let appended = match live.append(ring, partition.id, &frame) {
             Ok(appended) => appended,
@@ -560,6 +598,7 @@ impl Harness {
                     lsn,
                     durable_at: appended.durable_at,
                     acked: false,
+                    bound: None,
                 })?;
             }
         }
@@ -665,6 +704,8 @@ impl Harness {
         }
         // Whatever became of a topic that nobody was told of is forgotten, so that its number is free.
         known.topics.retain(|topic| live.catalogue().by_id(topic.entry.topic).is_some());
+        let found = self.live[shard].shard.durable();
+        self.known[shard].late.recover(found)?;
         for index in 0..self.known[shard].topics.len() {
             if self.known[shard].topics[index].state != TopicState::Live {
                 continue;
@@ -686,7 +727,7 @@ impl Harness {
                 self.read_all(shard, topic, partition)?;
             }
         }
-        Ok(())
+        self.check_late(shard)
     }
 
     /// Reads a partition from its start to its end.
@@ -886,6 +927,10 @@ impl Harness {
         self.world.crash_at(NODE, u64::MAX);
         flat(self.start())?;
         flat(self.work(100))?;
+        flat(self.drain_timers(if self.plan.late { 4_000_000 } else { 0 }))?;
+        for shard in 0..self.live.len() {
+            flat(self.verify(shard))?;
+        }
         flat(self.stop())?;
         self.bury();
         flat(self.start())?;

@@ -44,6 +44,8 @@ pub(crate) struct Stored {
     pub(crate) lsn: Lsn,
     pub(crate) durable_at: Lsn,
     pub(crate) acked: bool,
+    /// It stands there by a BIND, from this record of the body on.
+    pub(crate) bound: Option<u32>,
 }
 
 impl Stored {
@@ -104,7 +106,7 @@ impl PartitionModel {
     }
 
     pub(crate) fn find(&self, digest: u64) -> Option<&Stored> {
-        self.frames.iter().rev().find(|frame| frame.digest == digest)
+        self.frames.iter().rev().find(|frame| frame.digest == digest && frame.bound.is_none())
     }
 
     /// While the shard runs: nothing goes back, nothing is shown before it is durable.
@@ -135,16 +137,21 @@ impl PartitionModel {
         };
         let offset = delivered.base_offset.0;
         let follows = offset <= *next && offset + u64::from(delivered.count) > *next;
-        if !follows || frame.header.base_offset.get() != offset || frame.header.partition() != self.id {
-            return Err(wrong("order per partition", say(&format!("instead of {next}, this"))));
-        }
         let Some(stored) = self.at(offset).filter(|stored| stored.offset == offset) else {
             return Err(wrong("nothing is invented", say("a frame nobody sent")));
         };
+        let placed = frame.header.base_offset.get() == offset && frame.header.partition() == self.id;
+        if !follows || !placed && stored.bound.is_none() {
+            return Err(wrong("order per partition", say(&format!("instead of {next}, this"))));
+        }
+        let records = (stored.bound.unwrap_or(0), stored.count);
+        if (delivered.first_record, u64::from(delivered.count)) != records {
+            return Err(wrong("an offset never names another record", say("other records")));
+        }
         if digest(&frame) != stored.digest {
             return Err(wrong("an offset never names another record", say("other bytes")));
         }
-        if frame.header.timestamp.get() != stored.timestamp {
+        if delivered.visible_time != stored.timestamp {
             return Err(wrong("an offset never names another record", say("another time")));
         }
         *next = stored.end();

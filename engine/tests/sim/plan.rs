@@ -57,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) eager: bool,
     /// Errors happen by themselves, so that logs get poisoned.
     pub(crate) errors: bool,
+    /// Half of what clients do is with transactions, delays and dead letters.
+    pub(crate) late: bool,
     pub(crate) sim: SimConfig,
 }
 
@@ -92,6 +94,7 @@ impl Plan {
             life: [60, 300, 900][draw.below(3) as usize],
             eager: draw.one_in(3),
             errors,
+            late: draw.below(3) > 0,
             sim,
         }
     }
@@ -111,6 +114,7 @@ impl Plan {
             burst: 4,
             eager: false,
             errors: false,
+            late: false,
             sim: SimConfig::default(),
             ..Self::draw(0)
         }

@@ -850,6 +850,11 @@ pub(super) fn append_failure(error: AppendError) -> ProduceOutcome {
         AppendError::Fenced => (ErrorCode::ProducerFenced, 0),
         AppendError::TooManyInFlight => (ErrorCode::TooManyInFlight, 0),
         AppendError::ProducerUnknown => (ErrorCode::ProducerUnknown, 0),
+        AppendError::TooManyPending => (ErrorCode::TooManyPending, DISK_FULL_RETRY_MS),
+        AppendError::TransactionEnded => (ErrorCode::TransactionEnded, 0),
+        AppendError::TransactionEnding => (ErrorCode::Throttled, 1),
+        AppendError::TransactionTooLarge => (ErrorCode::TransactionTooLarge, 0),
+        AppendError::OtherGroup => (ErrorCode::NotPermitted, 0),
     };
     ProduceOutcome::failed(code, retry_after_ms)
 }

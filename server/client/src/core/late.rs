@@ -1,12 +1,7 @@
 //! Frames whose records become visible later: with a transaction (HALF), or at a due time (DELAY).
 
 use bytes::Bytes;
-use ringmq_format::checksum::crc32c;
-use ringmq_format::frame::{FrameHeader, FrameKind};
-use ringmq_format::limits::{FRAME_ALIGN, FRAME_HEADER_SIZE};
 use std::sync::Arc;
-use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, IntoBytes};
 
 /// When records become visible, if not at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +19,14 @@ pub struct Late {
 }
 
 impl Late {
+    fn fields(&self) -> ringmq_format::late::Late<'_> {
+        let Self { txn, due_ms, check_after_ms, .. } = *self;
+        ringmq_format::late::Late { txn, due_ms, check_after_ms, group: &self.group }
+    }
+
     /// Bytes that it adds to a frame.
     pub fn size(&self) -> usize {
-        32 + self.group.len().next_multiple_of(FRAME_ALIGN)
+        self.fields().size()
     }
 
     /// Whether records of both may share a frame.
@@ -36,34 +36,14 @@ impl Late {
 
     /// A frame of records as one that is late.
     pub fn wrap(&self, frame: &[u8]) -> Bytes {
-        let mut extension = Vec::with_capacity(self.size());
-        extension.extend_from_slice(&self.txn.to_le_bytes());
-        extension.extend_from_slice(&self.due_ms.to_le_bytes());
-        extension.extend_from_slice(&self.check_after_ms.to_le_bytes());
-        extension.extend_from_slice(&(self.group.len() as u16).to_le_bytes());
-        extension.extend_from_slice(&[0; 2]);
-        extension.extend_from_slice(self.group.as_bytes());
-        extension.resize(self.size(), 0);
-        let mut bytes = Vec::with_capacity(frame.len() + extension.len());
-        bytes.extend_from_slice(&frame[..FRAME_HEADER_SIZE]);
-        bytes.extend_from_slice(&extension);
-        bytes.extend_from_slice(&frame[FRAME_HEADER_SIZE..]);
-        let (len, crc) = (bytes.len() as u32, crc32c(&bytes[FRAME_HEADER_SIZE..]));
-        if let Ok((header, _)) = FrameHeader::mut_from_prefix(bytes.as_mut_bytes()) {
-            header.kind = if self.txn == 0 { FrameKind::Delay } else { FrameKind::Half } as u8;
-            header.len = U32::new(len);
-            header.extension_len = U16::new(extension.len() as u16);
-            header.payload_crc = U32::new(crc);
-            header.seal();
-        }
-        Bytes::from(bytes)
+        Bytes::from(self.fields().wrap(frame))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringmq_format::frame::{Codec, Frame};
+    use ringmq_format::frame::{Codec, Frame, FrameKind};
     use ringmq_format::record::{FrameBuilder, Payload, ProducerStamp, Record};
 
     #[test]

@@ -7,6 +7,7 @@
 //!             B3  Nothing that was there is touched: the directory must not exist, or be empty.
 
 use crate::group::next_chain;
+use crate::late::LateState;
 use crate::state::Partition;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{CheckpointFacts, Chunk, ChunkKind, PartitionItem, SegmentItem, SegmentRef};
@@ -44,6 +45,13 @@ pub struct Target {
     pub bases: Vec<Lsn>,
     /// Random numbers instead of the kernel's, for tests that compare bytes.
     pub seed: Option<u64>,
+}
+
+/// What a shard's checkpoint says.
+struct Tables<'a> {
+    topics: Vec<&'a TopicEntry>,
+    partitions: &'a BTreeMap<u32, Partition>,
+    late: &'a LateState,
 }
 
 /// Writes a data directory.
@@ -91,6 +99,8 @@ struct Writer {
     /// Frames of the next group.
     frames: Vec<u8>,
     count: u32,
+    /// Where what waits was put, by identity.
+    waiting: BTreeMap<u64, Lsn>,
 }
 
 #[derive(Debug)]
@@ -131,6 +141,7 @@ impl Builder {
                 refs: BTreeMap::new(),
                 frames: Vec::new(),
                 count: 0,
+                waiting: BTreeMap::new(),
             });
         }
         Ok(Self { target, node_id, random, writers, topics: BTreeMap::new() })
@@ -162,13 +173,19 @@ impl Builder {
         if writer.frames.len() + bytes.len() > GROUP_SIZE_TARGET_MIN && writer.count > 0 {
             writer.close_group()?;
         }
-        writer.push(&mut self.random, bytes)
+        let at = writer.push(&mut self.random, bytes)?;
+        if let Ok((header, _)) = FrameHeader::ref_from_prefix(bytes)
+            && matches!(header.kind(), FrameKind::Half | FrameKind::Delay)
+        {
+            writer.waiting.insert(header.aux.get(), at);
+        }
+        Ok(at)
     }
 
     /// Makes everything durable and the directory valid. `partitions` says, for each shard, where partitions begin
-    /// and end and which producers they remember.
-    pub fn finish(mut self, partitions: &[BTreeMap<u32, Partition>]) -> io::Result<()> {
-        for (writer, partitions) in self.writers.iter_mut().zip(partitions) {
+    /// and end and which producers they remember; `late` what waits, of which the frames were given.
+    pub fn finish(mut self, partitions: &[BTreeMap<u32, Partition>], late: &[LateState]) -> io::Result<()> {
+        for ((writer, partitions), late) in self.writers.iter_mut().zip(partitions).zip(late) {
             let own: Vec<&TopicEntry> = self
                 .topics
                 .values()
@@ -177,7 +194,8 @@ impl Builder {
                     writer.shard.0 == 0 || ids.any(|id| id.shard(self.target.shards) == writer.shard)
                 })
                 .collect();
-            writer.finish(&mut self.random, &own, partitions, self.target.durability)?;
+            let tables = Tables { topics: own, partitions, late };
+            writer.finish(&mut self.random, &tables, self.target.durability)?;
         }
         let identity = Identity {
             shards: self.target.shards,
@@ -363,12 +381,11 @@ impl Writer {
     fn finish(
         &mut self,
         random: &mut Random,
-        topics: &[&TopicEntry],
-        partitions: &BTreeMap<u32, Partition>,
+        tables: &Tables<'_>,
         durability: Durability,
     ) -> io::Result<()> {
         self.close_group()?;
-        if self.open.is_none() && (!partitions.is_empty() || !self.sealed.is_empty() || self.base.0 > 0) {
+        if self.open.is_none() && (!tables.partitions.is_empty() || !self.sealed.is_empty() || self.base.0 > 0) {
             self.activate(random)?;
         }
         // The last group has a witness, as after five idle milliseconds.
@@ -401,7 +418,7 @@ impl Writer {
             superblock.active_base = open.facts.base;
             superblock.checkpoint = Some((2, 2));
             for (sequence, name) in [(1, "checkpoint.a"), (2, "checkpoint.b")] {
-                let bytes = self.checkpoint(sequence, &open, superblock.durable_lsn, topics, partitions);
+                let bytes = self.checkpoint(sequence, &open, superblock.durable_lsn, tables);
                 write_file(&self.path.join(name), &bytes)?;
             }
         }
@@ -423,9 +440,9 @@ impl Writer {
         sequence: u64,
         open: &Open,
         end: Lsn,
-        topics: &[&TopicEntry],
-        partitions: &BTreeMap<u32, Partition>,
+        tables: &Tables<'_>,
     ) -> Vec<u8> {
+        let Tables { topics, partitions, late } = tables;
         let mut bytes = vec![0; BLOCK_SIZE];
         let mut chunks = 0;
         let mut push = |kind, keys: (u32, u32), items, payload: &[u8]| {
@@ -475,6 +492,9 @@ impl Writer {
         }
         if let (Some(first), Some((last, _))) = (first, known.last_key_value()) {
             push(ChunkKind::Partitions, (first, *last), items, &payload);
+        }
+        for (kind, items, payload) in late.items(&self.waiting) {
+            push(kind, (0, 0), items, &payload);
         }
         push(ChunkKind::ActiveIndex, (0, 0), open.entries.len() as u32, open.entries.as_bytes());
         let facts = CheckpointFacts {

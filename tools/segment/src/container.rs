@@ -11,10 +11,11 @@
 use crate::build::Builder;
 use crate::crc::{crc32c, crc32c_append};
 use crate::group::frame_header;
+use crate::late::LateState;
 use crate::rescue::Sink;
 use crate::state::Partition;
 use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::checkpoint::PartitionItem;
+use ringmq_format::checkpoint::{ChunkKind, PartitionItem};
 use ringmq_format::limits::FRAME_SIZE_MAX;
 use ringmq_format::{Offset, PartitionId};
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ enum Kind {
     Frames = 3,
     Partition = 4,
     End = 5,
+    Late = 6,
 }
 
 /// What a file says of itself.
@@ -140,6 +142,15 @@ impl<W: Write> Writer<W> {
         self.chunk(Kind::Partition, shard, 1, &payload)
     }
 
+    /// What waits on a shard.
+    pub fn late(&mut self, shard: u16, late: &LateState) -> io::Result<()> {
+        self.flush_frames()?;
+        for (kind, items, payload) in late.items(&late.places()) {
+            self.chunk(Kind::Late, shard, items, &[&[kind as u8], &payload[..]].concat())?;
+        }
+        Ok(())
+    }
+
     /// Ends the file.
     pub fn finish(mut self) -> io::Result<(W, Totals)> {
         self.flush_frames()?;
@@ -192,6 +203,8 @@ pub enum Piece<'a> {
     Frame(u16, &'a [u8]),
     /// The table of a partition.
     Partition(u16, PartitionItem),
+    /// What waits on a shard: items of a checkpoint's chunk.
+    Late(u16, ChunkKind, u32, &'a [u8]),
 }
 
 /// Reads a whole file, checking all of it; each piece is shown as it comes.
@@ -235,7 +248,7 @@ pub fn read(
             return Err(broken(if payload.len() == len { "its checksum differs" } else { "it is cut short" }));
         }
         at += (CHUNK_HEADER + len) as u64;
-        let kinds = [Kind::Head, Kind::Topic, Kind::Frames, Kind::Partition, Kind::End];
+        let kinds = [Kind::Head, Kind::Topic, Kind::Frames, Kind::Partition, Kind::End, Kind::Late];
         let kind = kinds.into_iter().find(|kind| *kind as u8 == header[4]).ok_or_else(|| broken("unknown kind"))?;
         match (kind, &head) {
             (Kind::Head, None) => {
@@ -268,6 +281,11 @@ pub fn read(
             (Kind::Partition, Some(head)) if shard < head.shards => {
                 let item = PartitionItem::take(&mut &payload[..]).map_err(|error| broken(&error.to_string()))?;
                 each(Piece::Partition(shard, item))?;
+            }
+            (Kind::Late, Some(head)) if shard < head.shards => {
+                let (kind, rest) = payload.split_first().ok_or_else(|| broken("it is empty"))?;
+                let kind = ChunkKind::parse(*kind).ok_or_else(|| broken("unknown items"))?;
+                each(Piece::Late(shard, kind, items, rest))?;
             }
             (Kind::End, Some(head)) => {
                 let said: Vec<u64> = payload

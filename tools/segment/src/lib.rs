@@ -8,6 +8,7 @@
 //!  source     bytes of files: tokio-uring, threads or memory; O_DIRECT, never the page cache
 //! ```
 
+pub mod bodies;
 pub mod build;
 pub mod container;
 pub mod crc;

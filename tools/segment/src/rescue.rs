@@ -5,16 +5,21 @@
 //!                 has left, and what a producer made look like a frame, does not.
 //!             T2  Offsets that are not taken are reported, each once.
 
-use crate::directory::{Directory, Shard};
+use crate::bodies::Bodies;
+use crate::directory::{Checkpoint, Directory, Shard};
 use crate::group::{FrameView, GroupView};
+use crate::late::{self, LateState, time_of};
 use crate::log::{Step, walk};
+use crate::scan::Point;
 use crate::source::Source;
 use crate::state::{Partition, State, Took};
 use ringmq_format::TopicId;
 use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::frame::FrameKind;
+use ringmq_format::frame::{Frame, FrameKind};
+use ringmq_format::late::Bind;
 use ringmq_format::{Lsn, PartitionId};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::ControlFlow;
 
@@ -78,7 +83,9 @@ pub struct Missing {
 pub struct Report {
     /// Frames taken.
     pub frames: u64,
-    /// Records of them.
+    /// Halves and delayed messages among them.
+    pub waiting: u64,
+    /// Records that have offsets.
     pub records: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -121,6 +128,15 @@ impl Report {
 /// Where each partition of each shard begins and ends, and what its producers are.
 pub type Partitions = Vec<BTreeMap<u32, Partition>>;
 
+/// Tables that go with the frames.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// For each shard.
+    pub partitions: Partitions,
+    /// What waits on each shard.
+    pub late: Vec<LateState>,
+}
+
 /// Takes what is wanted. `progress` is told bytes as they are read and may say stop.
 pub fn take(
     source: &Source,
@@ -128,10 +144,11 @@ pub fn take(
     wanted: &Wanted,
     sink: &mut dyn Sink,
     progress: &mut dyn FnMut(u64) -> bool,
-) -> io::Result<(Partitions, Report)> {
+) -> io::Result<(Tables, Report)> {
     let mut report = Report::default();
     let shards = directory.identity.shards;
     let mut partitions: Partitions = vec![BTreeMap::new(); usize::from(shards)];
+    let mut late = vec![LateState::default(); usize::from(shards)];
     // What checkpoints know goes first: frames follow their topics.
     let mut topics = State::default();
     let mut known: BTreeMap<u16, (State, Option<Lsn>)> = BTreeMap::new();
@@ -151,8 +168,16 @@ pub fn take(
     }
     for shard in &directory.shards {
         let (known, durable) = known.remove(&shard.shard.0).unwrap_or_default();
+        let checkpoint = shard.checkpoint(source, &mut Vec::new());
+        // What waits goes with a whole directory only.
+        if wanted.topic.is_none() {
+            late[usize::from(shard.shard.0)] = waiting_at_end(source, shard, checkpoint.as_ref(), wanted.until_time)?;
+        }
         let mut taking = Taking {
-            shard: shard.shard.0,
+            source,
+            shard,
+            bodies: Bodies::new(checkpoint.as_ref()),
+            waiting: late[usize::from(shard.shard.0)].waiting.keys().copied().collect(),
             wanted,
             sink,
             report: &mut report,
@@ -176,7 +201,11 @@ pub fn take(
                 ControlFlow::Continue(())
             }
         })?;
-        let Taking { state, error, excluded, .. } = taking;
+        let Taking { state, error, excluded, waiting, .. } = taking;
+        for identity in waiting {
+            let text = format!("shard {}: the half or delayed message {identity} is damaged or lost", shard.shard);
+            report.other_damage.push(text);
+        }
         if let Some(error) = error {
             return Err(error);
         }
@@ -186,7 +215,33 @@ pub fn take(
     for topic in topics.topics.values().filter(|topic| topic.deleted && fits(topic)) {
         sink.topic(topic)?;
     }
-    Ok((partitions, report))
+    Ok((Tables { partitions, late }, report))
+}
+
+/// What waits at the end of a shard's log, or at a time.
+fn waiting_at_end(
+    source: &Source,
+    shard: &Shard,
+    checkpoint: Option<&Checkpoint>,
+    until: Option<i64>,
+) -> io::Result<LateState> {
+    let mut late = LateState::default();
+    let mut from = None;
+    if let Some(checkpoint) = checkpoint {
+        late.restore(checkpoint);
+        let facts = &checkpoint.facts;
+        from = Some(Point { lsn: facts.scan_start, chain: facts.scan_chain, epoch: 0 });
+    }
+    walk(source, shard, checkpoint.map(|checkpoint| checkpoint.facts.durable_lsn), from, &mut |step| {
+        if let Step::Group(_, view) = step
+            && !view.torn
+        {
+            let early = view.frames.iter().filter(|frame| until.is_none_or(|until| time_of(frame) < until));
+            early.for_each(|frame| late.take(frame));
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(late)
 }
 
 fn starts_at_zero(shard: &Shard) -> bool {
@@ -194,7 +249,11 @@ fn starts_at_zero(shard: &Shard) -> bool {
 }
 
 struct Taking<'a> {
-    shard: u16,
+    source: &'a Source,
+    shard: &'a Shard,
+    bodies: Bodies,
+    /// Identities of what waits at the end, as far as no frame of it was taken.
+    waiting: BTreeSet<u64>,
     wanted: &'a Wanted,
     sink: &'a mut dyn Sink,
     report: &'a mut Report,
@@ -218,7 +277,7 @@ impl Taking<'_> {
             Step::Missing(from, to) => {
                 self.report.other_damage.push(format!(
                     "shard {}: no file holds positions {from} to {to} of the log",
-                    self.shard
+                    self.shard.shard
                 ));
             }
             Step::Unreadable(slot, error) => {
@@ -245,7 +304,12 @@ impl Taking<'_> {
         let header = &frame.header;
         let (kind, id) = (header.kind(), header.partition.get());
         let (base, end, time) = (header.base_offset.get(), frame.end_offset().0, header.timestamp.get());
-        let has_offsets = matches!(kind, FrameKind::Data | FrameKind::Bind | FrameKind::Bound);
+        let has_offsets = matches!(kind, FrameKind::Data | FrameKind::Bind);
+        self.bodies.see(frame);
+        if matches!(kind, FrameKind::Half | FrameKind::Delay | FrameKind::Bound) {
+            self.state.take(frame);
+            return self.waits(frame);
+        }
         if !frame.is_intact() && !has_offsets {
             let text = format!("{file}: a {kind:?} frame at byte {} is damaged", frame.position);
             self.report.other_damage.push(text);
@@ -263,7 +327,7 @@ impl Taking<'_> {
             }
             Took::Hole(from, to) if self.is_wanted_partition(id) => {
                 let reason = format!("the frame is lost, before byte {} of {file}", frame.position);
-                self.report.miss(Missing { shard: self.shard, partition: id, from, to, reason }); // T2
+                self.report.miss(Missing { shard: self.shard.shard.0, partition: id, from, to, reason }); // T2
             }
             Took::Hole(..) | Took::Fits => {}
         }
@@ -284,15 +348,49 @@ impl Taking<'_> {
         if !frame.is_intact() {
             let fault = frame.header_fault.as_ref().or(frame.payload_fault.as_ref());
             let reason = format!("{file}: {}", fault.map_or_else(String::new, ToString::to_string));
-            self.report.miss(Missing { shard: self.shard, partition: id, from: base, to: end, reason });
+            self.report.miss(Missing { shard: self.shard.shard.0, partition: id, from: base, to: end, reason });
             return Ok(());
         }
-        self.sink.frame(self.shard, frame.bytes)?;
+        let bytes = match late::bind_of(frame) {
+            None => Cow::Borrowed(frame.bytes),
+            // Written as an ordinary frame: what it names may not be taken, or lie elsewhere.
+            Some(bind) => match self.unbound(frame, &bind) {
+                Ok(bytes) => Cow::Owned(bytes),
+                Err(reason) => {
+                    let reason = format!("{file}: byte {}: {reason}", frame.position);
+                    let shard = self.shard.shard.0;
+                    self.report.miss(Missing { shard, partition: id, from: base, to: end, reason });
+                    return Ok(());
+                }
+            },
+        };
+        if !has_offsets {
+            return Ok(()); // what ends a transaction or a delay is in the tables
+        }
+        self.sink.frame(self.shard.shard.0, &bytes)?;
         self.report.frames += 1;
         self.report.records += u64::from(header.count.get());
         self.report.bytes += frame.bytes.len() as u64;
         self.report.last_time = self.report.last_time.max(time);
         Ok(())
+    }
+
+    /// A body that waits is taken once, under its identity; one that was bound comes with its BIND.
+    fn waits(&mut self, frame: &FrameView<'_>) -> io::Result<()> {
+        let own = late::identity(frame);
+        if frame.header.kind() == FrameKind::Bound || !frame.is_intact() || !self.waiting.remove(&own) {
+            return Ok(());
+        }
+        self.report.waiting += 1;
+        self.report.frames += 1;
+        self.report.bytes += frame.bytes.len() as u64;
+        self.sink.frame(self.shard.shard.0, &late::copy_of(frame))
+    }
+
+    fn unbound(&self, frame: &FrameView<'_>, bind: &Bind) -> Result<Vec<u8>, String> {
+        let body = self.bodies.find(self.source, self.shard, bind)?;
+        let parsed = Frame::parse(&body).map_err(|corruption| corruption.to_string())?;
+        late::unbind(&frame.header, bind, &parsed)
     }
 
     fn is_wanted_partition(&self, id: u32) -> bool {

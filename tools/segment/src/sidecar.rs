@@ -41,10 +41,10 @@ impl Sum {
     }
 }
 
-/// Kinds of frames that have offsets.
+/// Kinds of frames whose records have offsets.
 pub fn is_indexed(kind: u8) -> bool {
     use ringmq_format::frame::FrameKind;
-    [FrameKind::Data, FrameKind::Bind, FrameKind::Bound].into_iter().any(|known| known as u8 == kind)
+    [FrameKind::Data, FrameKind::Bind].into_iter().any(|known| known as u8 == kind)
 }
 
 /// What is wrong with the sidecar of a sealed segment whose frames have this sum. One that is not there, or an older

@@ -72,7 +72,7 @@ fn value(structure: &str, field: &Field, bytes: &[u8]) -> Value {
         ("FrameHeader", "kind") => named(FrameKind::parse(bytes[0]).map(|kind| format!("{kind:?}"))),
         ("FrameHeader", "codec") => named(Codec::parse(bytes[0]).map(|codec| format!("{codec:?}"))),
         ("GroupHeader", "kind") => named(GroupKind::parse(bytes[0]).map(|kind| format!("{kind:?}"))),
-        (_, "timestamp" | "base_time" | "last_time" | "created_ms" | "due_ms") => Value::Time(number as i64),
+        (_, "timestamp" | "base_time" | "last_time" | "created_ms" | "due_ms" | "time_ms") => Value::Time(number as i64),
         (_, name)
             if name.contains("crc")
                 || name.contains("chain")
@@ -115,10 +115,22 @@ pub fn frame(bytes: &[u8], at: usize) -> Vec<Span> {
             records(body, start, header.count.get(), &mut spans);
         }
         Some(FrameKind::Topic) => spans.extend(structure("TopicEntryHeader", body, start)),
-        Some(kind) => {
-            let name = format!("{kind:?}Payload");
-            spans.extend(structure(&name, body, start));
+        Some(FrameKind::Bind) => spans.extend(structure("BindPayload", body, start)),
+        Some(FrameKind::Timer) => {
+            for at in (0..body.len()).step_by(24).take(header.count.get() as usize) {
+                spans.extend(structure("TimerItem", &body[at..], start + at));
+            }
         }
+        Some(
+            FrameKind::Commit
+            | FrameKind::Abort
+            | FrameKind::Decision
+            | FrameKind::Apply
+            | FrameKind::Done
+            | FrameKind::Check,
+        ) => spans.extend(structure("TransactionMark", body, start)),
+        // Kinds that come with a structure of that name.
+        Some(kind) => spans.extend(structure(&format!("{kind:?}Payload"), body, start)),
         None => {}
     }
     fill(&mut spans, at + FRAME_HEADER_SIZE, at + bytes.len());

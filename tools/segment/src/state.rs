@@ -5,6 +5,7 @@
 
 use crate::directory::Checkpoint;
 use crate::group::FrameView;
+use crate::late::LateState;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{ChunkKind, PartitionItem, ProducerFrame, ProducerItem};
 use ringmq_format::frame::{FrameHeader, FrameKind};
@@ -29,6 +30,8 @@ pub struct State {
     pub last_time: i64,
     /// The log begins at its very first byte: partitions begin at offset 0.
     pub from_zero: bool,
+    /// What waits, if that is followed.
+    pub late: Option<LateState>,
     /// Topics by their first partition.
     by_partition: BTreeMap<u32, u32>,
 }
@@ -79,6 +82,9 @@ impl State {
 
     /// What a checkpoint says.
     pub fn restore(&mut self, checkpoint: &Checkpoint, shard: ShardId, shards: u16) {
+        if let Some(late) = &mut self.late {
+            late.restore(checkpoint);
+        }
         for chunk in checkpoint.chunks() {
             let mut rest = chunk.payload;
             for _ in 0..chunk.items {
@@ -143,6 +149,9 @@ impl State {
     pub fn take(&mut self, view: &FrameView<'_>) -> Took {
         let header = &view.header;
         self.until = self.until.max(view.lsn.plus(view.bytes.len() as u64));
+        if let Some(late) = &mut self.late {
+            late.take(view);
+        }
         match header.kind() {
             FrameKind::Topic => {
                 if let Some(frame) = view.frame()
@@ -152,7 +161,18 @@ impl State {
                 }
                 Took::Fits
             }
-            FrameKind::Data => self.take_data(view),
+            FrameKind::Data | FrameKind::Bind => self.take_data(view),
+            // One of a producer's sequence, though its records have no offsets yet.
+            FrameKind::Half | FrameKind::Delay if header.aux.get() == 0 && view.is_intact() => {
+                let id = header.partition.get();
+                if self.topic_of(id).is_some_and(|(topic, _)| !topic.deleted) {
+                    let own = self.partitions.entry(id).or_default();
+                    if own.stamp.is_none_or(|stamp| view.lsn >= stamp) {
+                        remember(&mut own.producers, header);
+                    }
+                }
+                Took::Fits
+            }
             _ => Took::Fits,
         }
     }

@@ -3,16 +3,18 @@
 
 use crate::directory::{Directory, Shard, SlotState};
 use crate::fault::Fault;
-use crate::group::GroupView;
+use crate::group::{FrameView, GroupView};
 use crate::log::{Step, walk};
 use crate::scan::{End, Point};
 use crate::source::Source;
 use crate::state::{State, Took};
 use ringmq_format::Lsn;
-use ringmq_format::frame::FrameKind;
+use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
+use ringmq_format::late::Late;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use zerocopy::FromBytes;
 
 /// What recovery would decide.
 #[derive(Clone, Debug, Default)]
@@ -168,8 +170,22 @@ fn refused_group(view: &GroupView<'_>) -> Option<(char, u64, String)> {
         let unreadable = view.faults.iter().any(|fault| fault.structure == "medium");
         return Some((if unreadable { 'C' } else { 'B' }, view.position, first));
     }
-    let state_lost = view.frames.iter().find(|frame| !frame.is_intact() && frame.header.kind() != FrameKind::Data);
+    let state_lost = view.frames.iter().find(|frame| !frame.is_intact() && changes_state(frame));
     state_lost.map(|frame| ('B', frame.position, "a frame that changes the shard's state is damaged".to_owned()))
+}
+
+/// Whether a frame whose payload is damaged leaves the shard's state unknown.
+fn changes_state(view: &FrameView<'_>) -> bool {
+    match view.header.kind() {
+        FrameKind::Data | FrameKind::Bound => false,
+        FrameKind::Half | FrameKind::Delay if view.header.aux.get() != 0 => false,
+        // Its extension has a check of its own: these wait, and answer `Damaged` when they are bound.
+        FrameKind::Half | FrameKind::Delay => match FrameHeader::ref_from_prefix(view.bytes) {
+            Ok((header, _)) => Late::parse(&Frame { header, bytes: view.bytes }).is_err(),
+            Err(_) => true,
+        },
+        _ => true,
+    }
 }
 
 fn take_group(verdict: &mut Verdict, path: PathBuf, view: &GroupView<'_>) {

@@ -24,6 +24,10 @@ enum DataVerb {
     Offsets(tables::OffsetsArgs),
     /// List idempotent producers with their windows, as recovery would rebuild them.
     Producers(tables::ProducersArgs),
+    /// List transactions with their halves, as recovery would rebuild them.
+    Txns(tables::TxnsArgs),
+    /// List delayed messages, as recovery would rebuild them.
+    Timers(tables::TimersArgs),
     /// Say what recovery would decide at this moment; nothing is written.
     Check(check::CheckArgs),
     /// Tell one record's whole life.
@@ -45,6 +49,8 @@ pub(crate) fn run(args: &DataArgs, common: &Common) -> Result<(), Failure> {
         DataVerb::Topics(args) => tables::topics(args, common),
         DataVerb::Offsets(args) => tables::offsets(args, common),
         DataVerb::Producers(args) => tables::producers(args, common),
+        DataVerb::Txns(args) => tables::txns(args, common),
+        DataVerb::Timers(args) => tables::timers(args, common),
         DataVerb::Check(args) => check::run(args, common),
         DataVerb::Trace(args) => trace::run(args, common),
         DataVerb::Backup(args) => port::backup(args, common),

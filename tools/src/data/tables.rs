@@ -2,7 +2,7 @@
 
 use crate::cli::Common;
 use crate::failure::{EXIT_DAMAGE, EXIT_FAILED, Failure};
-use crate::format::time;
+use crate::format::{harmless, time};
 use crate::screen::{Ink, Screen, bytes_bar, thousands};
 use crate::segment::filter::Moment;
 use crate::segment::place::{Place, Reading, is_stopped};
@@ -10,6 +10,7 @@ use crate::segment::verify::starts_at_zero;
 use comfy_table::Cell;
 use ringmq_format::PartitionId;
 use ringmq_segment::directory::Shard;
+use ringmq_segment::late::{LateState, time_of};
 use ringmq_segment::log::{Step, walk};
 use ringmq_segment::scan::Point;
 use ringmq_segment::state::{Partition, State};
@@ -41,6 +42,20 @@ Examples:
 
 A producer that repeats one of the frames in its window is given the offset that it had.
 Exit codes: 0 done; 1 failed; 3 damage was met, and what is shown goes on behind it.";
+
+const TXNS_EXAMPLES: &str = "\
+Examples:
+  ringmq data txns /var/lib/ringmq                       transactions that are open, with their halves
+  ringmq data txns /var/lib/ringmq --all --json | jq 'select(.state == \"committed\")'
+
+A transaction of several shards is shown for each shard. Exit codes: 0 done; 1 failed; 3 damage was met.";
+
+const TIMERS_EXAMPLES: &str = "\
+Examples:
+  ringmq data timers /var/lib/ringmq                     messages that wait for their due time
+  ringmq data timers /var/lib/ringmq --topic orders --all
+
+Exit codes: 0 done; 1 failed; 3 damage was met.";
 
 #[derive(Debug, clap::Args)]
 struct As {
@@ -77,6 +92,31 @@ pub(crate) struct OffsetsArgs {
     /// Read all of the log, and count what it holds of each partition.
     #[arg(long)]
     count: bool,
+}
+
+/// Which transactions.
+#[derive(Debug, clap::Args)]
+#[command(after_help = TXNS_EXAMPLES)]
+pub(crate) struct TxnsArgs {
+    #[command(flatten)]
+    at: As,
+    /// Those that ended within a day, too.
+    #[arg(long)]
+    all: bool,
+}
+
+/// Which delayed messages.
+#[derive(Debug, clap::Args)]
+#[command(after_help = TIMERS_EXAMPLES)]
+pub(crate) struct TimersArgs {
+    #[command(flatten)]
+    at: As,
+    /// Only this topic.
+    #[arg(long, value_name = "NAME")]
+    topic: Option<String>,
+    /// Those that ended within a day, too.
+    #[arg(long)]
+    all: bool,
 }
 
 /// Which producers.
@@ -155,6 +195,7 @@ fn load_shard(
     bar: &indicatif::ProgressBar,
 ) -> Result<State, Failure> {
     let mut state = State::new(starts_at_zero(shard));
+    state.late = Some(LateState::default());
     let past = at.at_lsn.is_some() || at.at_time.is_some();
     let checkpoint =
         place.file.is_none().then(|| shard.checkpoint(&place.source, &mut Vec::new())).flatten();
@@ -165,6 +206,7 @@ fn load_shard(
             let before = |created_ms| at.at_time.is_none_or(|time| created_ms < time.0);
             state.topics.retain(|_, topic| before(topic.created_ms));
             state.forget_partitions();
+            state.late = Some(LateState::default());
         } else if !all {
             let facts = &checkpoint.facts;
             from = Some(Point { lsn: facts.scan_start, chain: facts.scan_chain, epoch: 0 });
@@ -182,7 +224,7 @@ fn load_shard(
                 *damaged += u64::from(!view.torn && !view.is_whole());
                 for frame in view.frames.iter().filter(|_| !view.torn) {
                     let early = at.at_lsn.is_none_or(|lsn| frame.lsn.0 < lsn)
-                        && at.at_time.is_none_or(|time| frame.header.timestamp.get() < time.0);
+                        && at.at_time.is_none_or(|time| time_of(frame) < time.0);
                     if early {
                         state.take(frame);
                     }
@@ -337,6 +379,118 @@ pub(crate) fn producers(args: &ProducersArgs, common: &Common) -> Result<(), Fai
     if !screen.json {
         let header = ["topic", "partition", "producer", "epoch", "next sequence", "last offsets", "last"];
         screen.table(&header, rows)?;
+    }
+    tables.end()
+}
+
+/// Lists transactions.
+pub(crate) fn txns(args: &TxnsArgs, common: &Common) -> Result<(), Failure> {
+    let screen = Screen::new(common);
+    let tables = Tables::load(&args.at, false, common)?;
+    let mut rows = Vec::new();
+    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?))) {
+        for (id, txn) in &late.txns {
+            let halves: Vec<_> = late.waiting.iter().filter(|(_, half)| half.txn == *id).collect();
+            let records: u64 = halves.iter().map(|(_, half)| u64::from(half.count)).sum();
+            let state = match (txn.decided_ms, txn.parked) {
+                (0, false) => "open",
+                (0, true) => "parked",
+                _ => "decided",
+            };
+            let since = (txn.since_ms > 0 && txn.since_ms < i64::MAX).then(|| time(txn.since_ms));
+            if screen.json {
+                let identities: Vec<u64> = halves.iter().map(|(identity, _)| **identity).collect();
+                screen.object(&json!({
+                    "txn": format!("{id:032x}"), "shard": shard, "state": state, "group": txn.group, "since": since,
+                    "halves": identities, "records": records, "checks": txn.attempts,
+                    "positions": txn.positions.len(), "participants": txn.participants,
+                }))?;
+                continue;
+            }
+            rows.push(vec![
+                screen.cell(Ink::Bold, format!("{id:032x}")),
+                Cell::new(shard),
+                Cell::new(state),
+                Cell::new(harmless(txn.group.as_bytes())),
+                Cell::new(thousands(halves.len() as u64)),
+                Cell::new(thousands(records)),
+                Cell::new(txn.attempts),
+                Cell::new(since.unwrap_or_default()),
+            ]);
+        }
+        for (id, (ended, committed, halves, positions)) in late.ended_txns.iter().filter(|_| args.all) {
+            let state = if *committed { "committed" } else { "aborted" };
+            if screen.json {
+                screen.object(&json!({
+                    "txn": format!("{id:032x}"), "shard": shard, "state": state, "ended": time(*ended),
+                    "halves_it_had": halves, "positions": positions,
+                }))?;
+                continue;
+            }
+            rows.push(vec![
+                Cell::new(format!("{id:032x}")),
+                Cell::new(shard),
+                Cell::new(state),
+                Cell::new(""),
+                Cell::new(thousands(u64::from(*halves))),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::new(time(*ended)),
+            ]);
+        }
+    }
+    if !screen.json {
+        screen.table(&["transaction", "shard", "state", "group", "halves", "records", "checks", "since"], rows)?;
+    }
+    tables.end()
+}
+
+/// Lists delayed messages.
+pub(crate) fn timers(args: &TimersArgs, common: &Common) -> Result<(), Failure> {
+    let screen = Screen::new(common);
+    let tables = Tables::load(&args.at, false, common)?;
+    let topics = tables.topics();
+    let mut rows = Vec::new();
+    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?))) {
+        let mut delays: Vec<_> = late.waiting.iter().filter(|(_, waiting)| waiting.txn == 0).collect();
+        delays.sort_by_key(|(identity, waiting)| (waiting.due_ms, **identity));
+        for (identity, delay) in delays {
+            let topic = topics.topic_of(delay.partition);
+            if args.topic.as_ref().is_some_and(|name| topic.is_none_or(|topic| topic.0.name != *name)) {
+                continue;
+            }
+            let (name, number) = topic.map_or(("?", 0), |(topic, number)| (topic.name.as_str(), number));
+            if screen.json {
+                screen.object(&json!({
+                    "id": identity, "shard": shard, "state": "waits", "due": time(delay.due_ms),
+                    "topic": topic.map(|topic| &topic.0.name), "partition": number, "records": delay.count,
+                    "bytes": delay.len, "lsn": delay.at.0,
+                }))?;
+                continue;
+            }
+            rows.push(vec![
+                screen.cell(Ink::Bold, identity),
+                Cell::new(shard),
+                Cell::new("waits"),
+                Cell::new(time(delay.due_ms)),
+                Cell::new(name),
+                Cell::new(number),
+                Cell::new(delay.count),
+            ]);
+        }
+        for (identity, (ended, delivered)) in late.ended_timers.iter().filter(|_| args.all) {
+            let state = if *delivered { "delivered" } else { "cancelled" };
+            if screen.json {
+                screen.object(&json!({"id": identity, "shard": shard, "state": state, "ended": time(*ended)}))?;
+                continue;
+            }
+            let none = || Cell::new("");
+            let row = [Cell::new(identity), Cell::new(shard), Cell::new(state), Cell::new(time(*ended))];
+            rows.push(row.into_iter().chain([none(), none(), none()]).collect());
+        }
+    }
+    if !screen.json {
+        screen.table(&["id", "shard", "state", "due or ended", "topic", "partition", "records"], rows)?;
     }
     tables.end()
 }

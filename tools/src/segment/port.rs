@@ -9,12 +9,14 @@ use crate::format::time;
 use crate::screen::{Ink, Screen, bytes_bar, thousands};
 use ringmq_format::Lsn;
 use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::frame::FrameKind;
 use ringmq_format::name::check_topic_name;
 use ringmq_format::superblock::Durability;
 use ringmq_segment::build::{Builder, Target};
 use ringmq_segment::container::{self, Head, Piece, Totals, Writer};
 use ringmq_segment::directory::node_name;
-use ringmq_segment::rescue::{Partitions, Report, Sink, Wanted, take};
+use ringmq_segment::late::LateState;
+use ringmq_segment::rescue::{Partitions, Report, Sink, Tables, Wanted, take};
 use ringmq_segment::state::{Partition, State};
 use ringmq_server::units::Size;
 use serde_json::json;
@@ -55,7 +57,8 @@ Examples:
   ringmq data restore monday.rmqx --to /tmp/before --until-time 2026-11-22T06:29:44Z     as it was at that time
   ringmq data restore monday.rmqx --to /tmp/copy --rename orders=orders-restored
 
-The new directory must not exist, or be empty. It has a name of its own, and is read back and checked.
+The new directory must not exist, or be empty. It has a name of its own, and is read back and checked. Transactions and
+delays that are open go with it, but not to an earlier time.
 Exit codes: 0 done; 1 failed; 2 wrong use; 3 the file is damaged, and nothing was made.";
 
 /// What to export.
@@ -176,12 +179,12 @@ fn write(reading: &Reading, to: &Path, wanted: &Wanted, common: &Common) -> Resu
     let bar = place.bar(if whole { "backup" } else { "export" }, common);
     let written = (|| -> io::Result<(Report, Totals)> {
         let mut writer = Writer::new(BufWriter::with_capacity(1 << 20, file), &head)?;
-        let (partitions, report) = take(&place.source, directory, wanted, &mut writer, &mut |read| {
+        let (tables, report) = take(&place.source, directory, wanted, &mut writer, &mut |read| {
             bar.inc(read);
             is_stopped()
         })?;
         if whole {
-            write_tables(&mut writer, &partitions)?;
+            write_tables(&mut writer, &tables)?;
         }
         let (out, totals) = writer.finish()?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
@@ -244,8 +247,11 @@ fn write(reading: &Reading, to: &Path, wanted: &Wanted, common: &Common) -> Resu
     if lost { Err(Failure::said(EXIT_DAMAGE)) } else { Ok(()) }
 }
 
-fn write_tables(writer: &mut Writer<BufWriter<File>>, partitions: &Partitions) -> io::Result<()> {
-    for (shard, partitions) in partitions.iter().enumerate() {
+fn write_tables(writer: &mut Writer<BufWriter<File>>, tables: &Tables) -> io::Result<()> {
+    for (shard, late) in tables.late.iter().enumerate() {
+        writer.late(shard as u16, late)?;
+    }
+    for (shard, partitions) in tables.partitions.iter().enumerate() {
         for (id, partition) in partitions {
             writer.partition(shard as u16, *id, partition)?;
         }
@@ -296,6 +302,7 @@ struct Made {
     builder: Option<Builder>,
     states: Vec<State>,
     tables: Vec<BTreeMap<u32, Partition>>,
+    late: Vec<LateState>,
     /// Partitions of which something was left out, with the first offset of that.
     cut: BTreeMap<u32, u64>,
     records: u64,
@@ -317,7 +324,7 @@ fn make(args: &Making, common: &Common) -> Result<(), Failure> {
                     *count = (count.0 + u64::from(header.count.get()), count.1 + 1, header.timestamp.get());
                 }
             }
-            Piece::Partition(..) => {}
+            Piece::Partition(..) | Piece::Late(..) => {}
         }
         Ok(())
     })?;
@@ -336,6 +343,7 @@ fn make(args: &Making, common: &Common) -> Result<(), Failure> {
         builder: None,
         states: vec![State::new(false); shards],
         tables: vec![BTreeMap::new(); shards],
+        late: vec![LateState::default(); shards],
         cut: BTreeMap::new(),
         records: 0,
         frames: 0,
@@ -358,7 +366,7 @@ fn make(args: &Making, common: &Common) -> Result<(), Failure> {
     })?;
     let partitions = made.settle(args.until_time.is_some());
     if let Some(builder) = made.builder.take() {
-        builder.finish(&partitions)?;
+        builder.finish(&partitions, &made.late)?;
     }
     check(to, args.io, made.frames)?;
     if screen.json {
@@ -398,6 +406,10 @@ impl Made {
             Piece::Frame(shard, bytes) => {
                 let (header, _) = ringmq_segment::group::frame_header(bytes, 0, false)
                     .map_err(|fault| io::Error::other(fault.to_string()))?;
+                let waits = matches!(header.kind(), FrameKind::Half | FrameKind::Delay);
+                if waits && args.until_time.is_some() {
+                    return Ok(()); // what waited then is not known
+                }
                 if args.until_time.is_some_and(|until| header.timestamp.get() >= until.0) {
                     self.cut.entry(header.partition.get()).or_insert(header.base_offset.get());
                     return Ok(());
@@ -414,6 +426,12 @@ impl Made {
                 self.records += u64::from(header.count.get());
                 self.frames += 1;
                 Sink::frame(builder, shard, bytes)
+            }
+            Piece::Late(shard, kind, items, payload) => {
+                if args.until_time.is_none() {
+                    self.late[usize::from(shard)].restore_items(kind, items, payload);
+                }
+                Ok(())
             }
             Piece::Partition(shard, item) => {
                 let partition = Partition {

@@ -19,7 +19,8 @@ Examples:
   ringmq segment salvage /var/lib/ringmq --to /mnt/saved        then: ringmq server --data /mnt/saved
   ringmq segment salvage /var/lib/ringmq --to /mnt/saved --json > missing.jsonl
 
-Records keep topic, partition, offset, time and producer. What is missing is named with its offsets; consumers are told
+Records keep topic, partition, offset, time and producer. Halves of open transactions and delayed messages are taken,
+too; what was bound becomes an ordinary record. What is missing is named with its offsets; consumers are told
 Damaged there. Nothing is written to the damaged directory. The new one must not exist, or be empty; it is checked at
 the end. A server takes it only if it was finished.
 Exit codes: 0 nothing was missing; 1 failed; 3 something is missing, and everything else is in the new directory.";
@@ -45,7 +46,7 @@ pub(crate) fn run(args: &SalvageArgs, common: &Common) -> Result<(), Failure> {
     }
     let mut builder = Builder::create(target(directory, &args.to)).map_err(|error| Failure::failed(error.to_string()))?;
     let bar = place.bar("salvage", common);
-    let (partitions, report) = take(&place.source, directory, &Wanted::default(), &mut builder, &mut |read| {
+    let (tables, report) = take(&place.source, directory, &Wanted::default(), &mut builder, &mut |read| {
         bar.inc(read);
         is_stopped()
     })?;
@@ -56,14 +57,14 @@ pub(crate) fn run(args: &SalvageArgs, common: &Common) -> Result<(), Failure> {
     }
     let mut topics = State::default();
     builder.topics().values().for_each(|topic| topics.enter_topic(topic.clone()));
-    builder.finish(&partitions)?;
+    builder.finish(&tables.partitions, &tables.late)?;
     show(screen, &topics, &report)?;
     check(&args.to, args.reading.io, report.frames)?;
     let lost = !report.missing.is_empty() || !report.other_damage.is_empty();
     if screen.json {
         screen.object(&json!({
             "summary": true, "frames": report.frames, "records": report.records, "bytes": report.bytes,
-            "records_missing": report.records_missing(), "missing_ranges": report.missing.len(),
+            "waiting": report.waiting, "records_missing": report.records_missing(), "missing_ranges": report.missing.len(),
             "more_missing": report.missing_cut, "stale_frames": report.stale, "made_up_topics": report.made_up,
             "to": args.to.display().to_string(), "verified": true,
         }))?;

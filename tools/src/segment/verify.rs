@@ -4,11 +4,16 @@ use super::place::{Place, Reading, is_stopped};
 use crate::cli::Common;
 use crate::failure::{EXIT_DAMAGE, Failure};
 use crate::screen::{Ink, Screen, duration, thousands};
+use ringmq_format::Corruption;
+use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::frame::FrameKind;
+use ringmq_format::late::{Bind, Late, Mark, parse_timers};
 use ringmq_format::record::Payload;
+use ringmq_segment::bodies::Bodies;
 use ringmq_segment::directory::{Shard, Slot};
 use ringmq_segment::fault::Fault;
 use ringmq_segment::group::{FrameView, GroupView};
+use ringmq_segment::late::bind_of;
 use ringmq_segment::log::{Step, walk};
 use ringmq_segment::scan::End;
 use ringmq_segment::sidecar::{Sum, check_sidecar};
@@ -55,6 +60,8 @@ struct Verify<'a> {
     screen: Screen,
     tally: &'a mut Tally,
     shard: u16,
+    of: &'a Shard,
+    bodies: Bodies,
     state: State,
     /// Holes are those of a range set aside.
     aside: bool,
@@ -140,8 +147,17 @@ fn check_shard(
         state.forget_partitions();
     }
     let durable = checkpoint.as_ref().map(|checkpoint| checkpoint.facts.durable_lsn);
-    let mut verify =
-        Verify { screen, tally, shard: shard.shard.0, state, aside: false, index: Sum::default(), error: None };
+    let mut verify = Verify {
+        screen,
+        tally,
+        shard: shard.shard.0,
+        of: shard,
+        bodies: Bodies::new(checkpoint.as_ref()),
+        state,
+        aside: false,
+        index: Sum::default(),
+        error: None,
+    };
     walk(&place.source, shard, durable, None, &mut |step| {
         let begun = match &step {
             Step::Group(_, view) => view.bytes.len() as u64,
@@ -188,6 +204,29 @@ pub(crate) fn fault_json(path: &Path, fault: &Fault) -> Value {
     })
 }
 
+/// What is wrong with the contents of a frame whose checksums hold.
+fn contents(view: &FrameView<'_>) -> Option<(&'static str, Corruption)> {
+    let frame = view.frame()?;
+    let records = || Payload::parse(&frame).err().map(|corruption| ("payload", corruption));
+    match view.header.kind() {
+        FrameKind::Data | FrameKind::Bound => records(),
+        FrameKind::Half | FrameKind::Delay => {
+            let late = Late::parse(&frame).err().map(|corruption| ("LateExtension", corruption));
+            late.or_else(records)
+        }
+        FrameKind::Bind => Bind::parse(&frame).err().map(|corruption| ("BindPayload", corruption)),
+        FrameKind::Timer => parse_timers(&frame).err().map(|corruption| ("TimerItem", corruption)),
+        FrameKind::Topic => TopicEntry::take(&mut frame.payload()).err().map(|error| ("TopicEntryHeader", error)),
+        FrameKind::Commit
+        | FrameKind::Abort
+        | FrameKind::Decision
+        | FrameKind::Apply
+        | FrameKind::Done
+        | FrameKind::Check => Mark::parse(&frame).err().map(|corruption| ("TransactionMark", corruption)),
+        _ => None,
+    }
+}
+
 impl Verify<'_> {
     fn step(&mut self, place: &Place, step: &Step<'_>) -> std::io::Result<()> {
         match step {
@@ -195,7 +234,7 @@ impl Verify<'_> {
                 self.tally.segments += 1;
                 self.index = Sum::default();
             }
-            Step::Group(slot, view) => self.group(slot, view)?,
+            Step::Group(slot, view) => self.group(place, slot, view)?,
             Step::SetAside(start, end) => {
                 self.aside = true;
                 self.note("set aside", &format!("positions {start} to {end} of the log, by an operator"))?;
@@ -236,23 +275,34 @@ impl Verify<'_> {
         Ok(())
     }
 
-    fn group(&mut self, slot: &Slot, view: &GroupView<'_>) -> std::io::Result<()> {
+    fn group(&mut self, place: &Place, slot: &Slot, view: &GroupView<'_>) -> std::io::Result<()> {
         self.tally.groups += u64::from(view.header.is_some());
         self.tally.bytes += view.bytes.len() as u64;
         for frame in &view.frames {
             self.tally.frames += 1;
             self.tally.records += u64::from(frame.header.count.get());
             self.index.add_frame(frame);
-            if frame.is_intact()
-                && frame.header.kind() == FrameKind::Data
-                && let Some(whole) = frame.frame()
-                && let Err(corruption) = Payload::parse(&whole)
-            {
+            self.bodies.see(frame);
+            if let Some((structure, corruption)) = contents(frame) {
                 self.tally.damages += 1;
-                let at = frame.position + 64;
-                let fault = Fault::of(at, "payload", &corruption);
+                let fault = Fault::of(frame.position + 64, structure, &corruption);
                 let text = format!("{}: {fault}, though its checksum holds", slot.path.display());
                 self.bad(&text, fault_json(&slot.path, &fault))?;
+            }
+            if place.file.is_none()
+                && let Some(bind) = bind_of(frame)
+                && let Err(reason) = self.bodies.find(&place.source, self.of, &bind)
+            {
+                self.tally.damages += 1;
+                self.tally.records_lost += u64::from(bind.count);
+                let name = self.partition_name(frame);
+                let text = format!("{}: the BIND at byte {} of {name}: {reason}", slot.path.display(), frame.position);
+                let object = json!({
+                    "damage": "reference", "file": slot.path.display().to_string(), "position": frame.position,
+                    "partition_id": frame.header.partition.get(), "first_offset": frame.header.base_offset.get(),
+                    "records": bind.count, "target": bind.target.0, "reason": reason,
+                });
+                self.bad(&text, object)?;
             }
             if view.torn && !frame.is_intact() {
                 continue;

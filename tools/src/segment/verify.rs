@@ -65,6 +65,8 @@ struct Verify<'a> {
     state: State,
     /// Holes are those of a range set aside.
     aside: bool,
+    /// Something of this log is damaged.
+    broken: bool,
     index: Sum,
     error: Option<std::io::Error>,
 }
@@ -155,6 +157,7 @@ fn check_shard(
         bodies: Bodies::new(checkpoint.as_ref()),
         state,
         aside: false,
+        broken: false,
         index: Sum::default(),
         error: None,
     };
@@ -240,15 +243,18 @@ impl Verify<'_> {
                 self.note("set aside", &format!("positions {start} to {end} of the log, by an operator"))?;
             }
             Step::Missing(from, to) => {
+                self.broken = true;
                 self.tally.damages += 1;
                 let text = format!("no file holds positions {from} to {to} of the log");
                 self.bad(&text, json!({"damage": "segment missing", "from": from.0, "to": to.0}))?;
             }
             Step::Joint(slot, fault) => {
+                self.broken = true;
                 self.tally.damages += 1;
                 self.bad(&format!("{}: {fault}", slot.path.display()), fault_json(&slot.path, fault))?;
             }
             Step::Unreadable(slot, error) => {
+                self.broken = true;
                 self.tally.damages += 1;
                 let text = format!("{} cannot be read: {error}", slot.path.display());
                 self.bad(&text, json!({"damage": "unreadable", "file": slot.path.display().to_string()}))?;
@@ -276,6 +282,7 @@ impl Verify<'_> {
     }
 
     fn group(&mut self, place: &Place, slot: &Slot, view: &GroupView<'_>) -> std::io::Result<()> {
+        self.broken |= !view.is_whole();
         self.tally.groups += u64::from(view.header.is_some());
         self.tally.bytes += view.bytes.len() as u64;
         for frame in &view.frames {
@@ -312,6 +319,12 @@ impl Verify<'_> {
                 Took::Hole(from, to) if self.aside => {
                     let name = self.partition_name(frame);
                     self.note("set aside", &format!("{name}: offsets {from} to {}", to - 1))?;
+                }
+                // An unbroken chain has lost nothing: they were lost before it was written.
+                Took::Hole(from, to) if !self.broken => {
+                    let name = self.partition_name(frame);
+                    let text = format!("{name}: offsets {from} to {} were lost before this log was made", to - 1);
+                    self.note("note", &text)?;
                 }
                 Took::Hole(from, to) => {
                     self.tally.damages += 1;

@@ -71,7 +71,8 @@ fn groups(rest: &[u8], repair: Repair) -> Vec<u8> {
         let block = &mut bytes[at..at + BLOCK_SIZE];
         let mut frame = GROUP_HEADER_SIZE;
         while frame + FRAME_HEADER_SIZE <= BLOCK_SIZE {
-            let len = u32::from_le_bytes([block[frame], block[frame + 1], block[frame + 2], block[frame + 3]]);
+            let len =
+                u32::from_le_bytes([block[frame], block[frame + 1], block[frame + 2], block[frame + 3]]);
             let len = len as usize;
             if len < FRAME_HEADER_SIZE || frame + len > BLOCK_SIZE || !len.is_multiple_of(8) {
                 break;
@@ -142,7 +143,8 @@ fn directory(segment: &[u8], others: &[(&str, &[u8])]) {
                     .map(|frame| ((frame.position - view.position) as usize, frame.bytes))
                     .collect();
                 let used = view.header.map_or(view.bytes.len(), |header| header.used());
-                let covered: usize = spans::group(view.bytes, &frames, used).iter().map(|span| span.len).sum();
+                let covered: usize =
+                    spans::group(view.bytes, &frames, used).iter().map(|span| span.len).sum();
                 assert!(covered >= view.bytes.len(), "{covered} of {} bytes have a field", view.bytes.len());
                 for frame in &view.frames {
                     let _ = (late::details(frame), late::touches(frame), late::txn_of(frame));
@@ -159,10 +161,13 @@ fn directory(segment: &[u8], others: &[(&str, &[u8])]) {
         let _ = walked;
     }
     // What is taken out of it can be written, and read back.
-    let head = Head { shards: directory.identity.shards.clamp(1, 64), whole: true, node_id: NODE_ID, time_ms: 0 };
+    let head =
+        Head { shards: directory.identity.shards.clamp(1, 64), whole: true, node_id: NODE_ID, time_ms: 0 };
     let Ok(writer) = Writer::new(Vec::new(), &head) else { return };
     let mut taken = Taken(writer, 0);
-    let Ok((_, report)) = take(&source, &directory, &Wanted::default(), &mut taken, &mut |_| false) else { return };
+    let Ok((_, report)) = take(&source, &directory, &Wanted::default(), &mut taken, &mut |_| false) else {
+        return;
+    };
     assert_eq!(report.frames, taken.1);
     let Ok((bytes, totals)) = taken.0.finish() else { panic!("memory takes everything") };
     let mut frames = 0;

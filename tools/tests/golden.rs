@@ -10,9 +10,9 @@
 mod harness;
 
 use harness::{BINARY, Launch, Raw, scratch};
+use ringmq_format::ProducerId;
 use ringmq_format::frame::Codec;
 use ringmq_format::record::{FrameBuilder, ProducerStamp, Record};
-use ringmq_format::ProducerId;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,7 +47,11 @@ fn pack(data: &Path, to: &Path) {
     let mut files = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap().flatten() {
-            if entry.file_type().unwrap().is_dir() { directories.push(entry.path()) } else { files.push(entry.path()) }
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path())
+            } else {
+                files.push(entry.path())
+            }
         }
     }
     files.sort();
@@ -79,7 +83,9 @@ fn unpack(from: &Path, data: &Path) {
         let file = std::fs::File::create(path).unwrap();
         file.set_len(len as u64).unwrap();
         // What is zero stays a hole.
-        for (block, bytes) in content.chunks(4096).enumerate().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)) {
+        for (block, bytes) in
+            content.chunks(4096).enumerate().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0))
+        {
             file.write_all_at(bytes, block as u64 * 4096).unwrap();
         }
     }
@@ -105,16 +111,17 @@ fn ask(directory: &Path, args: &[&str]) -> String {
     let code = output.status.code().unwrap();
     let mut text = String::from_utf8(output.stdout).unwrap();
     text += &format!("exit {code}\n");
-    let steady = text.lines().map(|line| match line.starts_with("{\"bytes\"") && line.contains("\"summary\":true") {
-        true => {
-            let mut object: serde_json::Value = serde_json::from_str(line).unwrap();
-            let fields = object.as_object_mut().unwrap();
-            fields.remove("seconds");
-            fields.remove("bytes_per_second");
-            object.to_string()
-        }
-        false => line.to_owned(),
-    });
+    let steady =
+        text.lines().map(|line| match line.starts_with("{\"bytes\"") && line.contains("\"summary\":true") {
+            true => {
+                let mut object: serde_json::Value = serde_json::from_str(line).unwrap();
+                let fields = object.as_object_mut().unwrap();
+                fields.remove("seconds");
+                fields.remove("bytes_per_second");
+                object.to_string()
+            }
+            false => line.to_owned(),
+        });
     steady.collect::<Vec<_>>().join("\n") + "\n"
 }
 
@@ -130,7 +137,10 @@ fn compare(version: &str, kind: &str, directory: &Path) {
         // The order in which things are read is no matter of the reader.
         let threads = ask(directory, &[args, &["--io", "threads"]].concat());
         let threads = threads.replace("\"decided_by\":\"the tools\"", "\"decided_by\":\"recovery\"");
-        assert!(name == "check" || threads == said, "{name} by threads says something else:\n{threads}\n{said}");
+        assert!(
+            name == "check" || threads == said,
+            "{name} by threads says something else:\n{threads}\n{said}"
+        );
         let expected = std::fs::read_to_string(&path).unwrap_or_default();
         if said != expected {
             let first = said.lines().zip(expected.lines()).find(|(said, expected)| said != expected);

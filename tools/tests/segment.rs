@@ -80,7 +80,8 @@ fn anything_at_all_gets_a_clear_answer() {
     std::fs::write(path("zeros"), vec![0; 1 << 20]).unwrap();
     std::fs::write(path("segment-of-noise"), &hostile).unwrap();
     std::fs::write(path("export-of-noise"), [b"RINGMQEX\x01\0\0\0\0\0\0\0", &random[..]].concat()).unwrap();
-    let huge_chunk = [b"RINGMQEX\x01\0\0\0\0\0\0\0XCHK\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", &[0; 8][..]].concat();
+    let huge_chunk =
+        [b"RINGMQEX\x01\0\0\0\0\0\0\0XCHK\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", &[0; 8][..]].concat();
     std::fs::write(path("export-huge"), huge_chunk).unwrap();
     std::fs::create_dir_all(path("folder/shard-00/log")).unwrap();
     std::fs::write(path("folder/shard-00/log/000.seg"), &random).unwrap();
@@ -89,8 +90,19 @@ fn anything_at_all_gets_a_clear_answer() {
     std::fs::create_dir_all(path("bare")).unwrap();
     assert!(Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
     let names = [
-        "short-segment", "empty", "one-byte", "text", "random", "zeros", "segment-of-noise", "export-of-noise",
-        "export-huge", "folder", "bare", "fifo", "missing",
+        "short-segment",
+        "empty",
+        "one-byte",
+        "text",
+        "random",
+        "zeros",
+        "segment-of-noise",
+        "export-of-noise",
+        "export-huge",
+        "folder",
+        "bare",
+        "fifo",
+        "missing",
     ];
     for verb in READING {
         for name in names {
@@ -190,7 +202,19 @@ fn what_is_saved_is_served_and_what_is_lost_is_said() {
     drop(raw);
     server.kill();
     // Offsets 20 and 21 of `hurt`: a flipped bit in the frame's header, which a server refuses.
-    let listed = ringmq(&["segment", "dump", text(&data), "--frames", "--json", "--topic", "hurt", "--from-offset", "20", "-n", "1"]);
+    let listed = ringmq(&[
+        "segment",
+        "dump",
+        text(&data),
+        "--frames",
+        "--json",
+        "--topic",
+        "hurt",
+        "--from-offset",
+        "20",
+        "-n",
+        "1",
+    ]);
     let position = objects(&listed)[0]["position"].as_u64().unwrap();
     let path = data.join("shard-00/log/000.seg");
     let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
@@ -213,7 +237,10 @@ fn what_is_saved_is_served_and_what_is_lost_is_said() {
     let output = ringmq(&["segment", "salvage", text(&data), "--to", text(&saved), "--json"]);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     let report = objects(&output);
-    assert_eq!((&report[0]["missing"], &report[0]["from"], &report[0]["to"]), (&"hurt[0]".into(), &20.into(), &22.into()));
+    assert_eq!(
+        (&report[0]["missing"], &report[0]["from"], &report[0]["to"]),
+        (&"hurt[0]".into(), &20.into(), &22.into())
+    );
     assert_eq!(report.last().unwrap()["records_missing"], 2);
     // A second time into the same place is refused.
     assert_eq!(ringmq(&["segment", "salvage", text(&data), "--to", text(&saved)]).status.code(), Some(1));
@@ -240,13 +267,32 @@ fn what_is_saved_is_served_and_what_is_lost_is_said() {
     assert!(said(&verified).contains("offsets 20 to 21 were lost before"), "{}", said(&verified));
 
     // An earlier moment, under another name.
-    let moment = objects(&ringmq(&["segment", "dump", text(&data), "--json", "--topic", "kept", "--from-offset", "15", "-n", "1"]));
+    let moment = objects(&ringmq(&[
+        "segment",
+        "dump",
+        text(&data),
+        "--json",
+        "--topic",
+        "kept",
+        "--from-offset",
+        "15",
+        "-n",
+        "1",
+    ]));
     let moment = moment[0]["time"].as_str().unwrap().to_owned();
     let (export, restored) = (dir.path().join("kept.rmqx"), dir.path().join("restored"));
     let output = ringmq(&["segment", "export", text(&data), "--topic", "kept", "--to", text(&export)]);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let output = ringmq(&[
-        "segment", "import", text(&export), "--to", text(&restored), "--rename", "kept=other", "--until-time", &moment,
+        "segment",
+        "import",
+        text(&export),
+        "--to",
+        text(&restored),
+        "--rename",
+        "kept=other",
+        "--until-time",
+        &moment,
     ]);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let server = Launch::new(&restored).args(&["--shards=1"]).ready().unwrap();

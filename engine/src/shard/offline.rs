@@ -66,7 +66,9 @@ pub fn check(
     Ok(Checked {
         looked,
         topics: replayed.catalogue.all().filter(|topic| !topic.deleted).count(),
-        partitions: partitions.map(|partition| (partition.id(), partition.start(), partition.next())).collect(),
+        partitions: partitions
+            .map(|partition| (partition.id(), partition.start(), partition.next()))
+            .collect(),
     })
 }
 

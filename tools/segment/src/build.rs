@@ -197,11 +197,8 @@ impl Builder {
             let tables = Tables { topics: own, partitions, late };
             writer.finish(&mut self.random, &tables, self.target.durability)?;
         }
-        let identity = Identity {
-            shards: self.target.shards,
-            node_id: self.node_id,
-            created_ms: self.target.now_ms,
-        };
+        let identity =
+            Identity { shards: self.target.shards, node_id: self.node_id, created_ms: self.target.now_ms };
         sync_directory(&self.target.path)?;
         write_file(&self.target.path.join("identity"), &identity.encode())?; // B1
         sync_directory(&self.target.path)?;
@@ -285,8 +282,14 @@ impl Writer {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.write_all_at(&facts.encode(), 0)?;
         self.base = facts.end();
-        self.open =
-            Some(Open { facts, file, position: FIRST_GROUP, entries: Vec::new(), last_time: 0, frame_bytes: 0 });
+        self.open = Some(Open {
+            facts,
+            file,
+            position: FIRST_GROUP,
+            entries: Vec::new(),
+            last_time: 0,
+            frame_bytes: 0,
+        });
         Ok(())
     }
 
@@ -378,14 +381,11 @@ impl Writer {
         Ok(())
     }
 
-    fn finish(
-        &mut self,
-        random: &mut Random,
-        tables: &Tables<'_>,
-        durability: Durability,
-    ) -> io::Result<()> {
+    fn finish(&mut self, random: &mut Random, tables: &Tables<'_>, durability: Durability) -> io::Result<()> {
         self.close_group()?;
-        if self.open.is_none() && (!tables.partitions.is_empty() || !self.sealed.is_empty() || self.base.0 > 0) {
+        if self.open.is_none()
+            && (!tables.partitions.is_empty() || !self.sealed.is_empty() || self.base.0 > 0)
+        {
             self.activate(random)?;
         }
         // The last group has a witness, as after five idle milliseconds.
@@ -435,13 +435,7 @@ impl Writer {
         Lsn(open.facts.base.0 - sizes.sum::<u64>())
     }
 
-    fn checkpoint(
-        &self,
-        sequence: u64,
-        open: &Open,
-        end: Lsn,
-        tables: &Tables<'_>,
-    ) -> Vec<u8> {
+    fn checkpoint(&self, sequence: u64, open: &Open, end: Lsn, tables: &Tables<'_>) -> Vec<u8> {
         let Tables { topics, partitions, late } = tables;
         let mut bytes = vec![0; BLOCK_SIZE];
         let mut chunks = 0;
@@ -476,7 +470,9 @@ impl Writer {
             let first_kept = first_kept.or(in_active.map(|entry| entry.first_offset.get()));
             let item = PartitionItem {
                 partition: PartitionId(*id),
-                start_offset: Offset(first_kept.unwrap_or(partition.next).max(partition.start.min(partition.next))),
+                start_offset: Offset(
+                    first_kept.unwrap_or(partition.next).max(partition.start.min(partition.next)),
+                ),
                 next_offset: Offset(partition.next),
                 last_time: partition.last_time,
                 segments,
@@ -510,7 +506,6 @@ impl Writer {
         bytes[..BLOCK_SIZE].copy_from_slice(&facts.encode());
         bytes
     }
-
 }
 
 /// Zeros to the end of a slot file: a server writes only where something was written before.

@@ -85,16 +85,15 @@ impl<W: Write> Writer<W> {
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         out.write_all(&bytes)?;
-        let mut own =
-            Self {
-                out,
-                crc: crc32c(&bytes),
-                shard: 0,
-                frames: Vec::new(),
-                count: 0,
-                totals: Totals::default(),
-                topics: BTreeMap::new(),
-            };
+        let mut own = Self {
+            out,
+            crc: crc32c(&bytes),
+            shard: 0,
+            frames: Vec::new(),
+            count: 0,
+            totals: Totals::default(),
+            topics: BTreeMap::new(),
+        };
         let mut payload = head.shards.to_le_bytes().to_vec();
         payload.push(u8::from(head.whole));
         payload.extend_from_slice(&[0; 5]);
@@ -234,7 +233,8 @@ pub fn read(
         let broken = |text: &str| bad(&format!("it is damaged in the chunk at byte {here}: {text}"));
         let mut header = [0; CHUNK_HEADER];
         input.read_exact(&mut header).map_err(|_| broken("it ends before its end"))?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let (len, items) = (word(8) as usize, word(12));
         let shard = u16::from_le_bytes([header[6], header[7]]);
         if word(0) != CHUNK_MAGIC || header[5] != 0 || word(20) != 0 || len > CHUNK_MAX {
@@ -245,11 +245,16 @@ pub fn read(
         input.take(len as u64).read_to_end(&mut payload)?;
         crc = chunk_crc(&header[..16], crc, &payload);
         if payload.len() != len || crc != word(16) {
-            return Err(broken(if payload.len() == len { "its checksum differs" } else { "it is cut short" }));
+            return Err(broken(if payload.len() == len {
+                "its checksum differs"
+            } else {
+                "it is cut short"
+            }));
         }
         at += (CHUNK_HEADER + len) as u64;
         let kinds = [Kind::Head, Kind::Topic, Kind::Frames, Kind::Partition, Kind::End, Kind::Late];
-        let kind = kinds.into_iter().find(|kind| *kind as u8 == header[4]).ok_or_else(|| broken("unknown kind"))?;
+        let kind =
+            kinds.into_iter().find(|kind| *kind as u8 == header[4]).ok_or_else(|| broken("unknown kind"))?;
         match (kind, &head) {
             (Kind::Head, None) => {
                 let found = parse_head(&payload).ok_or_else(|| broken("the head cannot be"))?;
@@ -257,14 +262,16 @@ pub fn read(
                 head = Some(found);
             }
             (Kind::Topic, Some(_)) => {
-                let topic = TopicEntry::take(&mut &payload[..]).map_err(|error| broken(&error.to_string()))?;
+                let topic =
+                    TopicEntry::take(&mut &payload[..]).map_err(|error| broken(&error.to_string()))?;
                 totals.topics += 1;
                 each(Piece::Topic(topic))?;
             }
             (Kind::Frames, Some(head)) if shard < head.shards => {
                 let mut rest = &payload[..];
                 for _ in 0..items {
-                    let (header, _) = frame_header(rest, 0, false).map_err(|fault| broken(&fault.to_string()))?;
+                    let (header, _) =
+                        frame_header(rest, 0, false).map_err(|fault| broken(&fault.to_string()))?;
                     let (frame, behind) = rest.split_at(header.len());
                     if crc32c(&frame[64..]) != header.payload_crc.get() {
                         return Err(broken("a frame's checksum differs"));
@@ -279,7 +286,8 @@ pub fn read(
                 }
             }
             (Kind::Partition, Some(head)) if shard < head.shards => {
-                let item = PartitionItem::take(&mut &payload[..]).map_err(|error| broken(&error.to_string()))?;
+                let item =
+                    PartitionItem::take(&mut &payload[..]).map_err(|error| broken(&error.to_string()))?;
                 each(Piece::Partition(shard, item))?;
             }
             (Kind::Late, Some(head)) if shard < head.shards => {

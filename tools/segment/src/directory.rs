@@ -119,8 +119,14 @@ impl Directory {
             shards.push(Shard::open(source, &directory, ShardId(number), &mut identity)?);
         }
         let identity = identity.unwrap_or(Identity { shards: 0, node_id: 0, created_ms: 0 });
-        let shards_count = identity.shards.max(shards.iter().map(|shard| shard.shard.0 + 1).max().unwrap_or(1));
-        Ok(Self { path: path.to_owned(), identity: Identity { shards: shards_count, ..identity }, faults, shards })
+        let shards_count =
+            identity.shards.max(shards.iter().map(|shard| shard.shard.0 + 1).max().unwrap_or(1));
+        Ok(Self {
+            path: path.to_owned(),
+            identity: Identity { shards: shards_count, ..identity },
+            faults,
+            shards,
+        })
     }
 }
 
@@ -208,7 +214,8 @@ impl Shard {
         shard: ShardId,
         identity: &mut Option<Identity>,
     ) -> io::Result<Self> {
-        let mut own = Self { shard, path: path.to_owned(), superblock: None, slots: Vec::new(), faults: Vec::new() };
+        let mut own =
+            Self { shard, path: path.to_owned(), superblock: None, slots: Vec::new(), faults: Vec::new() };
         let names = source.list(&path.join("log")).unwrap_or_default();
         for (name, _) in &names {
             let Some(number) = name.strip_suffix(".seg").filter(|number| number.len() >= 3) else { continue };
@@ -279,7 +286,8 @@ impl Shard {
         for copy in 0..COPIES {
             let at = copy * BLOCK_SIZE;
             let block = bytes.get(at..at + BLOCK_SIZE).unwrap_or_default();
-            let stored = block.get(BLOCK_SIZE - 4..).and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
+            let stored =
+                block.get(BLOCK_SIZE - 4..).and_then(|crc| Some(u32::from_le_bytes(crc.try_into().ok()?)));
             // Alone in its place it is valid or not for itself.
             let mut alone = vec![0; SUPERBLOCK_FILE_SIZE];
             alone[at..at + block.len()].copy_from_slice(block);
@@ -307,7 +315,8 @@ impl Shard {
         known.sort_by_key(|(_, facts)| (facts.base, facts.seq));
         for (index, facts) in &known {
             // Of several with one base, the newest; the others were activated and given up.
-            let newest = known.iter().filter(|(_, other)| other.base == facts.base).map(|(_, other)| other.seq);
+            let newest =
+                known.iter().filter(|(_, other)| other.base == facts.base).map(|(_, other)| other.seq);
             self.slots[*index].state = match newest.max() {
                 _ if facts.base < log_start => SlotState::Retired,
                 Some(newest) if newest == facts.seq => SlotState::Log,

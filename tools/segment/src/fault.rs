@@ -25,8 +25,14 @@ pub struct Fault {
 
 impl Fault {
     /// In the field of a structure that begins at `start`.
-    pub fn field(start: u64, structure: &'static str, field: &'static str, corruption: (Damage, u64, u64)) -> Self {
-        let known = layout::structure(structure).and_then(|s| s.fields.iter().find(|known| known.name == field));
+    pub fn field(
+        start: u64,
+        structure: &'static str,
+        field: &'static str,
+        corruption: (Damage, u64, u64),
+    ) -> Self {
+        let known =
+            layout::structure(structure).and_then(|s| s.fields.iter().find(|known| known.name == field));
         let offset = known.map_or(0, |field| field.offset as u64);
         let (damage, expected, found) = corruption;
         Self { position: start + offset, structure, field, damage, expected, found, flipped_bit: None }

@@ -101,7 +101,8 @@ impl GroupView<'_> {
 
     /// Everything that is wrong, in order of position.
     pub fn all_faults(&self) -> Vec<&Fault> {
-        let frames = self.frames.iter().flat_map(|frame| frame.header_fault.iter().chain(&frame.payload_fault));
+        let frames =
+            self.frames.iter().flat_map(|frame| frame.header_fault.iter().chain(&frame.payload_fault));
         let mut all: Vec<_> = self.faults.iter().chain(frames).collect();
         all.sort_by_key(|fault| fault.position);
         all
@@ -141,7 +142,8 @@ pub fn group_header(
     repair: bool,
 ) -> Result<(GroupHeader, Option<Fault>), Fault> {
     let position = lsn.0.saturating_sub(facts.base.0);
-    let fault = |field, damage, expected, found| Fault::field(position, GROUP, field, (damage, expected, found));
+    let fault =
+        |field, damage, expected, found| Fault::field(position, GROUP, field, (damage, expected, found));
     let Ok((mut header, _)) = GroupHeader::read_from_prefix(bytes) else {
         return Err(fault("magic", Damage::Truncated, GROUP_HEADER_SIZE as u64, bytes.len() as u64));
     };
@@ -179,7 +181,8 @@ pub fn group_header(
         (
             "total",
             Damage::Field,
-            (BLOCK_SIZE..=GROUP_SIZE_MAX).contains(&header.total()) && header.total().is_multiple_of(BLOCK_SIZE),
+            (BLOCK_SIZE..=GROUP_SIZE_MAX).contains(&header.total())
+                && header.total().is_multiple_of(BLOCK_SIZE),
             GROUP_SIZE_MAX as u64,
             header.total() as u64,
         ),
@@ -198,7 +201,13 @@ pub fn group_header(
             0,
             u64::from(header.frames.get()),
         ),
-        ("segment_seq", Damage::Stale, header.segment_seq.get() == facts.seq.0, facts.seq.0, header.segment_seq.get()),
+        (
+            "segment_seq",
+            Damage::Stale,
+            header.segment_seq.get() == facts.seq.0,
+            facts.seq.0,
+            header.segment_seq.get(),
+        ),
         ("lsn", Damage::Misplaced, header.lsn.get() == lsn.0, lsn.0, header.lsn.get()),
         ("durable_lsn", Damage::Field, header.durable_lsn.get() <= lsn.0, lsn.0, header.durable_lsn.get()),
     ];
@@ -210,8 +219,13 @@ pub fn group_header(
 
 /// The header of the frame at the front of `bytes`, which end where its group's frames do: F1 to F5, otherwise as
 /// [`group_header`].
-pub fn frame_header(bytes: &[u8], position: u64, repair: bool) -> Result<(FrameHeader, Option<Fault>), Fault> {
-    let fault = |field, damage, expected, found| Fault::field(position, FRAME, field, (damage, expected, found));
+pub fn frame_header(
+    bytes: &[u8],
+    position: u64,
+    repair: bool,
+) -> Result<(FrameHeader, Option<Fault>), Fault> {
+    let fault =
+        |field, damage, expected, found| Fault::field(position, FRAME, field, (damage, expected, found));
     let Ok((mut header, _)) = FrameHeader::read_from_prefix(bytes) else {
         return Err(fault("len", Damage::Truncated, FRAME_HEADER_SIZE as u64, bytes.len() as u64));
     };
@@ -308,7 +322,8 @@ pub fn examine<'a>(
     let position = lsn.0 - facts.base.0;
     let mut faults: Vec<Fault> = header_fault.into_iter().collect();
     let (frames, lost) = walk(&bytes[..header.used()], GROUP_HEADER_SIZE, position, lsn, true, &mut faults);
-    let body = |field, damage, expected, found| Fault::field(position, GROUP, field, (damage, expected, found));
+    let body =
+        |field, damage, expected, found| Fault::field(position, GROUP, field, (damage, expected, found));
     let lost_frames = header.frames.get().saturating_sub(frames.len() as u32);
     if lost.is_empty() {
         let crc = frames.iter().fold(crc32c_seeded(facts.incarnation, &[]), |crc, frame| {
@@ -341,7 +356,12 @@ pub fn examine<'a>(
 
 /// What can be recognised in a hole: bytes of the log in which no group header can be believed. Answers the place
 /// where it stopped, too: a frame that begins there reaches beyond `bytes`.
-pub fn recognise<'a>(facts: &SegmentFacts, lsn: Lsn, bytes: &'a [u8], fault: Option<Fault>) -> (GroupView<'a>, usize) {
+pub fn recognise<'a>(
+    facts: &SegmentFacts,
+    lsn: Lsn,
+    bytes: &'a [u8],
+    fault: Option<Fault>,
+) -> (GroupView<'a>, usize) {
     let position = lsn.0 - facts.base.0;
     let mut faults: Vec<Fault> = fault.into_iter().collect();
     let (mut frames, mut end, mut at) = (Vec::new(), bytes.len(), 0);
@@ -362,10 +382,7 @@ pub fn recognise<'a>(facts: &SegmentFacts, lsn: Lsn, bytes: &'a [u8], fault: Opt
     let lost = if frames.is_empty() { vec![Lost { position, len: end as u64 }] } else { Vec::new() };
     faults.truncate(1);
     let bytes = &bytes[..end];
-    (
-        GroupView { position, lsn, header: None, bytes, frames, faults, lost, lost_frames: 0, torn: false },
-        end,
-    )
+    (GroupView { position, lsn, header: None, bytes, frames, faults, lost, lost_frames: 0, torn: false }, end)
 }
 
 /// Frames one behind the other from `at` to the end of `bytes`.
@@ -388,7 +405,8 @@ fn walk<'a>(
             }
             Err(fault) => {
                 // The next place from which valid headers lead on.
-                let next = (at + FRAME_ALIGN..bytes.len()).step_by(FRAME_ALIGN).find(|next| leads_on(bytes, *next));
+                let next =
+                    (at + FRAME_ALIGN..bytes.len()).step_by(FRAME_ALIGN).find(|next| leads_on(bytes, *next));
                 let next = next.unwrap_or(bytes.len());
                 faults.push(fault);
                 lost.push(Lost { position: place, len: (next - at) as u64 });

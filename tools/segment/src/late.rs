@@ -82,7 +82,10 @@ fn take<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(rest: &mut &'a [
 impl LateState {
     /// Nothing waits and nothing ended lately.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.txns.is_empty() && self.ended_timers.is_empty() && self.ended_txns.is_empty()
+        self.waiting.is_empty()
+            && self.txns.is_empty()
+            && self.ended_timers.is_empty()
+            && self.ended_txns.is_empty()
     }
 
     /// What a checkpoint says.
@@ -159,7 +162,8 @@ impl LateState {
     pub fn items(&self, at: &BTreeMap<u64, Lsn>) -> Vec<(ChunkKind, u32, Vec<u8>)> {
         let mut chunks: Vec<(ChunkKind, u32, Vec<u8>)> = Vec::new();
         let mut put = |kind: ChunkKind, parts: &[&[u8]]| {
-            let open = chunks.last_mut().filter(|last| last.0 == kind && last.2.len() < CHECKPOINT_CHUNK_TARGET);
+            let open =
+                chunks.last_mut().filter(|last| last.0 == kind && last.2.len() < CHECKPOINT_CHUNK_TARGET);
             let chunk = match open {
                 Some(open) => open,
                 None => {
@@ -435,7 +439,11 @@ pub fn details(view: &FrameView<'_>) -> Vec<(&'static str, String)> {
             });
             say("timers", said.collect::<Vec<_>>().join(", "));
         }
-        FrameKind::Commit | FrameKind::Abort | FrameKind::Decision | FrameKind::Apply | FrameKind::Done
+        FrameKind::Commit
+        | FrameKind::Abort
+        | FrameKind::Decision
+        | FrameKind::Apply
+        | FrameKind::Done
         | FrameKind::Check => {
             if let Ok(mark) = Mark::parse(&frame) {
                 say("halves", mark.halves.to_string());
@@ -489,13 +497,18 @@ pub fn unbind(header: &FrameHeader, bind: &Bind, body: &Frame<'_>) -> Result<Vec
         if builder.count() != bind.count {
             return Err(format!("{} of {} records are in the body", builder.count(), bind.count));
         }
-        let bytes = builder.finish(ProducerStamp::default(), ringmq_format::frame::Codec::None, &mut |_| None);
+        let bytes =
+            builder.finish(ProducerStamp::default(), ringmq_format::frame::Codec::None, &mut |_| None);
         bytes[FRAME_HEADER_SIZE..].to_vec()
     };
     let mut bytes = ringmq_format::frame::encode(FrameKind::Data, bind.count, &payload);
     if let Ok((new, _)) = FrameHeader::mut_from_prefix(bytes.as_mut_slice()) {
         new.codec = if all { body.header.codec } else { 0 };
-        new.stamp(PartitionId(header.partition.get()), Offset(header.base_offset.get()), header.timestamp.get());
+        new.stamp(
+            PartitionId(header.partition.get()),
+            Offset(header.base_offset.get()),
+            header.timestamp.get(),
+        );
     }
     Ok(bytes)
 }

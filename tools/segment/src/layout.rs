@@ -56,7 +56,8 @@ fn read() -> Vec<Structure> {
         if let Some((name, size)) = line.strip_suffix(" bytes)").and_then(|line| line.split_once(" (")) {
             let name = name.rsplit("::").next().unwrap_or(name).to_owned();
             structures.push(Structure { name, size: size.parse().unwrap_or(0), fields: Vec::new() });
-        } else if let Some((offset, name)) = line.strip_prefix("  ").and_then(|line| line.trim().split_once("  "))
+        } else if let Some((offset, name)) =
+            line.strip_prefix("  ").and_then(|line| line.trim().split_once("  "))
             && let (Ok(offset), Some(structure)) = (offset.parse::<usize>(), structures.last_mut())
             && (structure.fields.last().is_none_or(|last| last.offset < offset) && offset < structure.size)
         {

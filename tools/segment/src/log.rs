@@ -135,7 +135,8 @@ pub fn walk(
             return Ok(walked);
         }
         let chain_known = scanned.end == End::Sealed && scanned.point.lsn <= facts.end();
-        before = Some((facts.end(), facts.seq.0, chain_known && !(damaged && scanned.point.lsn >= facts.end())));
+        before =
+            Some((facts.end(), facts.seq.0, chain_known && !(damaged && scanned.point.lsn >= facts.end())));
     }
     Ok(walked)
 }

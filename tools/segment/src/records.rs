@@ -54,9 +54,7 @@ fn decompress<'a>(codec: Codec, block: &BlockHeader, stored: &'a [u8]) -> Result
             raw.truncate(got.map_err(|error| format!("LZ4: {error}"))?);
             raw
         }
-        Codec::Zstd => {
-            zstd::bulk::decompress(stored, len).map_err(|error| format!("Zstandard: {error}"))?
-        }
+        Codec::Zstd => zstd::bulk::decompress(stored, len).map_err(|error| format!("Zstandard: {error}"))?,
     };
     if raw.len() == len {
         Ok(Cow::Owned(raw))

@@ -115,7 +115,9 @@ impl Report {
         let room = self.missing.len() < MISSING_MAX;
         match self.missing.last_mut() {
             Some(last)
-                if last.partition == missing.partition && last.to == missing.from && last.reason == missing.reason =>
+                if last.partition == missing.partition
+                    && last.to == missing.from
+                    && last.reason == missing.reason =>
             {
                 last.to = missing.to;
             }
@@ -171,7 +173,8 @@ pub fn take(
         let checkpoint = shard.checkpoint(source, &mut Vec::new());
         // What waits goes with a whole directory only.
         if wanted.topic.is_none() {
-            late[usize::from(shard.shard.0)] = waiting_at_end(source, shard, checkpoint.as_ref(), wanted.until_time)?;
+            late[usize::from(shard.shard.0)] =
+                waiting_at_end(source, shard, checkpoint.as_ref(), wanted.until_time)?;
         }
         let mut taking = Taking {
             source,
@@ -203,7 +206,8 @@ pub fn take(
         })?;
         let Taking { state, error, excluded, waiting, .. } = taking;
         for identity in waiting {
-            let text = format!("shard {}: the half or delayed message {identity} is damaged or lost", shard.shard);
+            let text =
+                format!("shard {}: the half or delayed message {identity} is damaged or lost", shard.shard);
             report.other_damage.push(text);
         }
         if let Some(error) = error {
@@ -289,7 +293,11 @@ impl Taking<'_> {
 
     fn group(&mut self, file: &str, view: &GroupView<'_>) {
         for lost in &view.lost {
-            let text = format!("{file}: bytes {} to {}: no frame can be told", lost.position, lost.position + lost.len);
+            let text = format!(
+                "{file}: bytes {} to {}: no frame can be told",
+                lost.position,
+                lost.position + lost.len
+            );
             self.report.other_damage.push(text);
         }
         for frame in &view.frames {
@@ -348,7 +356,13 @@ impl Taking<'_> {
         if !frame.is_intact() {
             let fault = frame.header_fault.as_ref().or(frame.payload_fault.as_ref());
             let reason = format!("{file}: {}", fault.map_or_else(String::new, ToString::to_string));
-            self.report.miss(Missing { shard: self.shard.shard.0, partition: id, from: base, to: end, reason });
+            self.report.miss(Missing {
+                shard: self.shard.shard.0,
+                partition: id,
+                from: base,
+                to: end,
+                reason,
+            });
             return Ok(());
         }
         let bytes = match late::bind_of(frame) {
@@ -398,7 +412,9 @@ impl Taking<'_> {
             return self.wanted.partition.is_none_or(|wanted| wanted == id);
         };
         self.state.topic_of(id).is_some_and(|(topic, number)| {
-            topic.name == *name && !topic.deleted && self.wanted.partition.is_none_or(|wanted| wanted == number)
+            topic.name == *name
+                && !topic.deleted
+                && self.wanted.partition.is_none_or(|wanted| wanted == number)
         })
     }
 

@@ -234,11 +234,9 @@ fn resume(window: &mut Window, facts: &SegmentFacts, point: &Point, position: u6
     let from = position + BLOCK_SIZE as u64;
     let found = search(window, facts, from, &mut |_, header| header.epoch.get() >= point.epoch)?;
     Ok(match found {
-        Some((position, header)) => Point {
-            lsn: facts.base.plus(position),
-            chain: header.chain.get(),
-            epoch: header.epoch.get(),
-        },
+        Some((position, header)) => {
+            Point { lsn: facts.base.plus(position), chain: header.chain.get(), epoch: header.epoch.get() }
+        }
         None => Point { lsn: facts.end(), ..*point },
     })
 }

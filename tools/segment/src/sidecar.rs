@@ -65,7 +65,8 @@ pub fn check_sidecar(source: &Source, slot: &Slot, frames: &Sum) -> Vec<(PathBuf
             return Vec::new();
         }
         Err(corruption) => {
-            let stale = window.bytes(16, 16) != [facts.seq.0.to_le_bytes(), facts.incarnation.to_le_bytes()].concat();
+            let stale =
+                window.bytes(16, 16) != [facts.seq.0.to_le_bytes(), facts.incarnation.to_le_bytes()].concat();
             let fault = Fault::of(0, "SidecarHeader", &corruption);
             return if stale { Vec::new() } else { vec![(path, fault)] };
         }

@@ -161,7 +161,13 @@ impl SourceFile {
         match (&self.source, &self.kind) {
             (Source::Uring, Kind::Disk(..)) => Stream::uring(self.clone(), start, end),
             (_, Kind::Disk(..)) => Stream::threads(self, start, end),
-            (_, Kind::Memory(..)) => Stream { lanes: Vec::new(), turn: 0, free: None, memory: Some((self.clone(), start, end)), threads: Vec::new() },
+            (_, Kind::Memory(..)) => Stream {
+                lanes: Vec::new(),
+                turn: 0,
+                free: None,
+                memory: Some((self.clone(), start, end)),
+                threads: Vec::new(),
+            },
         }
     }
 
@@ -197,7 +203,9 @@ impl SourceFile {
     fn finish(&self, mut buffer: Buffer, position: u64, len: usize, error: Option<io::Error>) -> Chunk {
         let mut chunk = Chunk { position, len, unreadable: Vec::new(), error: None, buffer: Buffer::none() };
         match error {
-            Some(error) if error.raw_os_error() == Some(libc::EIO) => self.read_blocks(&mut buffer, &mut chunk),
+            Some(error) if error.raw_os_error() == Some(libc::EIO) => {
+                self.read_blocks(&mut buffer, &mut chunk)
+            }
             error => chunk.error = error,
         }
         if let Kind::Disk(file, false) = &self.kind {
@@ -272,6 +280,9 @@ struct Chunk {
     buffer: Buffer,
 }
 
+/// Position and length of bytes that came, and which blocks of them are missing.
+type Next = (u64, usize, Vec<Range<u64>>);
+
 /// A file that is being read, in order and ahead.
 #[derive(Debug)]
 pub struct Stream {
@@ -287,13 +298,11 @@ impl Stream {
     fn uring(file: SourceFile, start: u64, end: u64) -> Self {
         let (chunks, lane) = sync_channel(2);
         let (free, freed) = channel();
-        let thread = std::thread::spawn(move || {
-            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-                Ok(runtime) => runtime.block_on(read_ahead(&file, start, end, &chunks, &freed)),
-                Err(error) => {
-                    let failed = file.finish(Buffer::none(), start, 0, Some(error));
-                    let _ = chunks.send(failed);
-                }
+        let thread = std::thread::spawn(move || match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => runtime.block_on(read_ahead(&file, start, end, &chunks, &freed)),
+            Err(error) => {
+                let failed = file.finish(Buffer::none(), start, 0, Some(error));
+                let _ = chunks.send(failed);
             }
         });
         Self { lanes: vec![lane], turn: 0, free: Some(free), memory: None, threads: vec![thread] }
@@ -321,7 +330,7 @@ impl Stream {
     }
 
     /// The next bytes, appended to `into`, with where blocks are missing; none at the end.
-    fn next(&mut self, into: &mut Vec<u8>) -> io::Result<Option<(u64, usize, Vec<Range<u64>>)>> {
+    fn next(&mut self, into: &mut Vec<u8>) -> io::Result<Option<Next>> {
         if let Some((file, position, end)) = &mut self.memory {
             let bytes = file.read(*position, CHUNK.min((*end - *position) as usize))?;
             into.extend_from_slice(&bytes);
@@ -426,7 +435,16 @@ pub struct Window {
 impl Window {
     /// Over the file up to `end`.
     pub fn new(file: SourceFile, end: u64) -> Self {
-        Self { file, stream: None, end, bytes: Vec::new(), head: 0, start: 0, unreadable: Vec::new(), read: 0 }
+        Self {
+            file,
+            stream: None,
+            end,
+            bytes: Vec::new(),
+            head: 0,
+            start: 0,
+            unreadable: Vec::new(),
+            read: 0,
+        }
     }
 
     /// The file.

@@ -66,13 +66,16 @@ fn value(structure: &str, field: &Field, bytes: &[u8]) -> Value {
     let mut wide = [0; 16];
     wide[..bytes.len()].copy_from_slice(bytes);
     let number = u128::from_le_bytes(wide);
-    let named = |text: Option<String>| Value::Named(number as u64, text.unwrap_or_else(|| "unknown".to_owned()));
+    let named =
+        |text: Option<String>| Value::Named(number as u64, text.unwrap_or_else(|| "unknown".to_owned()));
     match (structure, name) {
         (_, "magic") => Value::Bytes(bytes.to_vec()),
         ("FrameHeader", "kind") => named(FrameKind::parse(bytes[0]).map(|kind| format!("{kind:?}"))),
         ("FrameHeader", "codec") => named(Codec::parse(bytes[0]).map(|codec| format!("{codec:?}"))),
         ("GroupHeader", "kind") => named(GroupKind::parse(bytes[0]).map(|kind| format!("{kind:?}"))),
-        (_, "timestamp" | "base_time" | "last_time" | "created_ms" | "due_ms" | "time_ms") => Value::Time(number as i64),
+        (_, "timestamp" | "base_time" | "last_time" | "created_ms" | "due_ms" | "time_ms") => {
+            Value::Time(number as i64)
+        }
         (_, name)
             if name.contains("crc")
                 || name.contains("chain")
@@ -147,7 +150,9 @@ fn records(body: &[u8], start: usize, count: u32, spans: &mut Vec<Span>) {
     };
     let (table_len, blocks, bodies_len) = (number("table_len"), number("blocks"), number("bodies_len"));
     spans.extend(header);
-    let Some(table) = body.get(PAYLOAD_HEADER_SIZE..PAYLOAD_HEADER_SIZE.saturating_add(table_len)) else { return };
+    let Some(table) = body.get(PAYLOAD_HEADER_SIZE..PAYLOAD_HEADER_SIZE.saturating_add(table_len)) else {
+        return;
+    };
     let mut reader = Reader { bytes: table, at: 0, start: start + PAYLOAD_HEADER_SIZE };
     for index in 0..count {
         if reader.record(index, spans).is_none() {
@@ -192,10 +197,24 @@ impl Reader<'_> {
     fn record(&mut self, index: u32, spans: &mut Vec<Span>) -> Option<()> {
         let name = format!("record {index}");
         let flags = *self.bytes.get(self.at)?;
-        spans.push(span(&name, "flags", self.start + self.at, 1, Value::Number(flags.into()), "1 key, 2 tag, 4 properties"));
+        spans.push(span(
+            &name,
+            "flags",
+            self.start + self.at,
+            1,
+            Value::Number(flags.into()),
+            "1 key, 2 tag, 4 properties",
+        ));
         self.at += 1;
         let (at, len, body) = self.varint()?;
-        spans.push(span(&name, "body_len", at, len, Value::Number(body.into()), "bytes of the body, uncompressed"));
+        spans.push(span(
+            &name,
+            "body_len",
+            at,
+            len,
+            Value::Number(body.into()),
+            "bytes of the body, uncompressed",
+        ));
         let (at, len, raw) = self.varint()?;
         let delta = (raw >> 1) as i64 ^ -((raw & 1) as i64);
         let text = Value::Named(raw, format!("{delta:+} ms"));
@@ -216,7 +235,14 @@ impl Reader<'_> {
 }
 
 fn span(structure: &str, field: &str, at: usize, len: usize, value: Value, meaning: &str) -> Span {
-    Span { at, len, structure: structure.to_owned(), field: field.to_owned(), value, meaning: meaning.to_owned() }
+    Span {
+        at,
+        len,
+        structure: structure.to_owned(),
+        field: field.to_owned(),
+        value,
+        meaning: meaning.to_owned(),
+    }
 }
 
 fn rest(structure: &str, field: &str, at: usize, bytes: &[u8]) -> Span {

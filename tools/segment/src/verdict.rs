@@ -65,13 +65,16 @@ pub fn judge(
 ) -> io::Result<Verdict> {
     let mut verdict = Verdict::default();
     let log = shard.path.join("log");
-    let root = |path: PathBuf, reason: &str| Refused { row: None, path, position: 0, reason: reason.to_owned() };
+    let root =
+        |path: PathBuf, reason: &str| Refused { row: None, path, position: 0, reason: reason.to_owned() };
     let foreign = shard.slots.iter().find(|slot| slot.state == SlotState::Foreign);
     if let Some(slot) = foreign {
         verdict.refused = Some(root(slot.path.clone(), "the file belongs to another place"));
         return Ok(verdict);
     }
-    if let Some(slot) = shard.slots.iter().find(|slot| slot.facts.is_some_and(|facts| facts.capacity > slot.len)) {
+    if let Some(slot) =
+        shard.slots.iter().find(|slot| slot.facts.is_some_and(|facts| facts.capacity > slot.len))
+    {
         verdict.refused = Some(root(slot.path.clone(), "the file is shorter than its header says"));
         return Ok(verdict);
     }
@@ -141,7 +144,11 @@ pub fn judge(
             }
             Step::Segment(..) => {}
         }
-        if progress(read) || verdict.refused.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if progress(read) || verdict.refused.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     if verdict.refused.is_none() {
         let claim = superblock.durable_lsn.max(durable.unwrap_or_default());
@@ -150,7 +157,11 @@ pub fn judge(
         let needed = superblock.active_seq >= superblock.log_start_seq && superblock.active_seq.0 > 0;
         if walked.end.is_none() && needed && from.is_none_or(|from| claim > from.lsn) {
             verdict.refused = Some(root(log, "the first segment has no valid header"));
-        } else if (ended && claim > walked.point.lsn && claim.0 > end_of(shard, walked.point.lsn)) || (needed && scanned_to.is_none_or(|seq| seq < superblock.active_seq) && !known(superblock.active_seq)) {
+        } else if (ended && claim > walked.point.lsn && claim.0 > end_of(shard, walked.point.lsn))
+            || (needed
+                && scanned_to.is_none_or(|seq| seq < superblock.active_seq)
+                && !known(superblock.active_seq))
+        {
             verdict.refused = Some(root(log, "the active segment has no valid header"));
         }
     }
@@ -171,7 +182,8 @@ fn refused_group(view: &GroupView<'_>) -> Option<(char, u64, String)> {
         return Some((if unreadable { 'C' } else { 'B' }, view.position, first));
     }
     let state_lost = view.frames.iter().find(|frame| !frame.is_intact() && changes_state(frame));
-    state_lost.map(|frame| ('B', frame.position, "a frame that changes the shard's state is damaged".to_owned()))
+    state_lost
+        .map(|frame| ('B', frame.position, "a frame that changes the shard's state is damaged".to_owned()))
 }
 
 /// Whether a frame whose payload is damaged leaves the shard's state unknown.

@@ -87,7 +87,9 @@ fn checked(image: &DiskImage, plan: &Plan, shard: u16) -> Outcome {
     };
     match check(&mut ring, &options, plan.shards, &mut |_, _| {}) {
         // Not made yet.
-        Err(OpenError::Io { error: Errno::NOENT, .. }) => Outcome::Starts { damaged: Vec::new(), ends: Vec::new() },
+        Err(OpenError::Io { error: Errno::NOENT, .. }) => {
+            Outcome::Starts { damaged: Vec::new(), ends: Vec::new() }
+        }
         Err(error) => Outcome::Refused(row(&error)),
         Ok(checked) => match checked.looked {
             Looked::Refused(refused) => Outcome::Refused(format!("{:?}", refused.row).chars().next()),

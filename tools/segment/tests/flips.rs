@@ -107,7 +107,9 @@ fn every_flipped_bit_is_named_and_costs_only_the_frame_it_touched() {
     bytes.extend(group.0..group.0 + 64);
     bytes.extend(frame.position..frame.position + 100);
     for (start, used, total) in full.groups.iter().step_by(23) {
-        bytes.extend([start + used - 1, start + used, start + total - 1].map(|byte| byte.min(start + total - 1)));
+        bytes.extend(
+            [start + used - 1, start + used, start + total - 1].map(|byte| byte.min(start + total - 1)),
+        );
     }
     bytes.extend([0, 8, 4091, 4092, 4095, 4096, 8191, capacity - 4096, capacity - 1]);
     bytes.into_iter().for_each(|byte| check(&full, byte, (byte * 7 % 8) as u8));
@@ -120,13 +122,15 @@ fn smashed_places_cost_what_lies_in_them() {
     for (index, group) in full.groups.iter().enumerate().step_by(7).filter(|group| group.1.1 > 64) {
         for (from, len) in [(group.0, 64), (group.0 + 40, 200), (group.0 + 64, 30)] {
             let mut damaged = files(&full);
-            let bytes = &mut damaged.get_mut(Path::new(SEGMENT)).unwrap()[from as usize..(from + len) as usize];
+            let bytes =
+                &mut damaged.get_mut(Path::new(SEGMENT)).unwrap()[from as usize..(from + len) as usize];
             bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 37 + index) as u8);
             let (source, directory) = memory(damaged);
             assert!(!faults(&source, &directory).is_empty(), "group {index} from {from}");
             let (kept, report) = salvage(&source, &directory);
             let lost = |made: &&Made| made.position < from + len && from < made.position + made.len;
-            let touched: BTreeSet<_> = full.frames.iter().filter(lost).map(|made| (made.partition, made.offset)).collect();
+            let touched: BTreeSet<_> =
+                full.frames.iter().filter(lost).map(|made| (made.partition, made.offset)).collect();
             let expected: BTreeSet<_> = all(&full).difference(&touched).copied().collect();
             assert_eq!(kept.0, expected, "group {index} from {from}: {report:?}");
             let records: u64 = full

@@ -109,7 +109,9 @@ fn loaded(from: &Path, shards: u16) -> World {
                 let file = FileId(ring.run(Op::Open { path: path.clone(), create: true }).unwrap());
                 let bytes = std::fs::read(entry.path()).unwrap();
                 world.poke(NODE, &path, bytes.len() as u64 - 1, &bytes[bytes.len() - 1..]).unwrap();
-                for (index, page) in bytes.chunks(4096).enumerate().filter(|page| page.1.iter().any(|byte| *byte != 0)) {
+                for (index, page) in
+                    bytes.chunks(4096).enumerate().filter(|page| page.1.iter().any(|byte| *byte != 0))
+                {
                     world.poke(NODE, &path, index as u64 * 4096, page).unwrap();
                 }
                 ring.run(Op::SyncAll { file }).unwrap();
@@ -126,7 +128,8 @@ fn loaded(from: &Path, shards: u16) -> World {
 fn offsets(source: &Source, directory: &Directory) -> (BTreeMap<(u32, u64), u32>, u64) {
     let (mut found, mut wrong) = (BTreeMap::new(), 0);
     for shard in &directory.shards {
-        let durable = shard.checkpoint(source, &mut Vec::new()).map(|checkpoint| checkpoint.facts.durable_lsn);
+        let durable =
+            shard.checkpoint(source, &mut Vec::new()).map(|checkpoint| checkpoint.facts.durable_lsn);
         walk(source, shard, durable, None, &mut |step| {
             match step {
                 Step::Group(_, view) => {
@@ -134,7 +137,10 @@ fn offsets(source: &Source, directory: &Directory) -> (BTreeMap<(u32, u64), u32>
                     for frame in &view.frames {
                         let header = &frame.header;
                         if ringmq_segment::sidecar::is_indexed(header.kind) {
-                            found.insert((header.partition.get(), header.base_offset.get()), header.count.get());
+                            found.insert(
+                                (header.partition.get(), header.base_offset.get()),
+                                header.count.get(),
+                            );
                         }
                     }
                 }
@@ -188,13 +194,16 @@ fn a_shard_starts_on_what_was_salvaged() {
             let (kept, wrong) = offsets(&Source::Threads, &saved);
             assert_eq!(wrong, 0, "seed {seed}");
             assert!(saved.faults.is_empty() && saved.shards.iter().all(|shard| shard.faults.is_empty()));
-            let live = saved.shards.iter().flat_map(|shard| shard.checkpoint(&Source::Threads, &mut Vec::new()));
+            let live =
+                saved.shards.iter().flat_map(|shard| shard.checkpoint(&Source::Threads, &mut Vec::new()));
             assert_eq!(live.count(), saved.shards.iter().filter(|shard| !shard.slots.is_empty()).count());
             assert_eq!(kept.len() as u64 + report.waiting, report.frames, "seed {seed}");
             let world = loaded(&to, shards);
             for (shard, before) in starts.iter().enumerate() {
                 let Some(after) = start(&world, shard as u16, shards, saved.identity.node_id) else {
-                    panic!("seed {seed} round {round}: a shard does not start on what was salvaged: {report:?}");
+                    panic!(
+                        "seed {seed} round {round}: a shard does not start on what was salvaged: {report:?}"
+                    );
                 };
                 let Some(before) = before else { continue };
                 if round == 3 {
@@ -204,9 +213,16 @@ fn a_shard_starts_on_what_was_salvaged() {
                 // A torn tail's whole frames are taken, too: ends may lie further.
                 for (id, end) in &before.0 {
                     let now = after.0.get(id).copied();
-                    assert!(now.is_some_and(|now| now >= *end), "seed {seed} partition {id}: {end} and {now:?}");
+                    assert!(
+                        now.is_some_and(|now| now >= *end),
+                        "seed {seed} partition {id}: {end} and {now:?}"
+                    );
                 }
-                assert_eq!((after.1, after.2, after.3), (before.1, before.2, before.3), "seed {seed} {report:?}");
+                assert_eq!(
+                    (after.1, after.2, after.3),
+                    (before.1, before.2, before.3),
+                    "seed {seed} {report:?}"
+                );
             }
             if round < 3 {
                 assert_eq!(report.missing, Vec::new(), "seed {seed}");

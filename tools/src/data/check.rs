@@ -59,8 +59,10 @@ pub(crate) fn run(args: &CheckArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     let place = Place::open(&args.reading)?;
     if place.file.is_some() {
-        return Err(Failure::wrong_use("recovery is about a directory: name the one that `ringmq server --data` has")
-            .cure("`ringmq segment verify` checks a single file"));
+        return Err(Failure::wrong_use(
+            "recovery is about a directory: name the one that `ringmq server --data` has",
+        )
+        .cure("`ringmq segment verify` checks a single file"));
     }
     let server = holder(&place.directory.path);
     if let Some(pid) = server
@@ -95,7 +97,9 @@ pub(crate) fn run(args: &CheckArgs, common: &Common) -> Result<(), Failure> {
                 break;
             }
             let again = Place::open(&args.reading)?;
-            let Some(shard) = again.directory.shards.iter().find(|other| other.shard == shard.shard) else { break };
+            let Some(shard) = again.directory.shards.iter().find(|other| other.shard == shard.shard) else {
+                break;
+            };
             found = look(&again, shard, ring.as_mut(), common)?;
         }
         if found.refused.is_some() || !found.damaged_frames.is_empty() || found.damaged_padding > 0 {
@@ -133,7 +137,8 @@ fn look(place: &Place, shard: &Shard, ring: Option<&mut Ring>, common: &Common) 
         });
         match checked {
             // It opens files for writing, though it writes nothing; and a shard may not be made yet.
-            Err(OpenError::Io { error, .. }) if [Errno::PERM, ACCESS, READ_ONLY, Errno::NOENT].contains(&error) => {}
+            Err(OpenError::Io { error, .. })
+                if [Errno::PERM, ACCESS, READ_ONLY, Errno::NOENT].contains(&error) => {}
             Err(OpenError::Io { during, path, error }) => {
                 return Err(Failure::failed(format!("{during} {}: {error}", path.display())));
             }
@@ -141,7 +146,8 @@ fn look(place: &Place, shard: &Shard, ring: Option<&mut Ring>, common: &Common) 
             Err(OpenError::Damaged { row, path, position, corruption, reason }) => {
                 bar.finish_and_clear();
                 let row = row.map(|row| format!("{row:?}")).and_then(|row| row.chars().next());
-                let reason = corruption.map_or_else(|| reason.to_owned(), |corruption| format!("{reason} ({corruption})"));
+                let reason = corruption
+                    .map_or_else(|| reason.to_owned(), |corruption| format!("{reason} ({corruption})"));
                 return Ok(Found::refused(Refused { row, path, position, reason }, "recovery"));
             }
             Ok(checked) => {
@@ -203,7 +209,11 @@ impl Found {
                 checkpoint_lost: report.checkpoint_lost,
                 topics: checked.topics,
                 partitions: checked.partitions.len(),
-                records: checked.partitions.iter().map(|(_, start, next)| next.0.saturating_sub(start.0)).sum(),
+                records: checked
+                    .partitions
+                    .iter()
+                    .map(|(_, start, next)| next.0.saturating_sub(start.0))
+                    .sum(),
                 by: "recovery",
             },
         }
@@ -253,7 +263,11 @@ fn show(screen: Screen, shard: &Shard, found: &Found) -> std::io::Result<()> {
             "records": found.records,
         }));
     }
-    let by = if found.by == "recovery" { String::new() } else { format!(" (by {}' reading of the table)", found.by) };
+    let by = if found.by == "recovery" {
+        String::new()
+    } else {
+        format!(" (by {}' reading of the table)", found.by)
+    };
     if let Some(refused) = &found.refused {
         let row = refused.row.map_or("a root structure".to_owned(), |row| format!("row {row}"));
         screen.line(&format!(
@@ -282,10 +296,14 @@ fn show(screen: Screen, shard: &Shard, found: &Found) -> std::io::Result<()> {
     }
     for (path, position) in &found.damaged_frames {
         let head = screen.paint(Ink::Red, "row A:");
-        screen.line(&format!("  {head} {} at byte {position}: this frame answers Damaged", path.display()))?;
+        screen
+            .line(&format!("  {head} {} at byte {position}: this frame answers Damaged", path.display()))?;
     }
     if found.damaged_padding > 0 {
-        screen.line(&format!("  row P: {} groups with damaged padding, which cost nothing", found.damaged_padding))?;
+        screen.line(&format!(
+            "  row P: {} groups with damaged padding, which cost nothing",
+            found.damaged_padding
+        ))?;
     }
     for (start, end) in &found.set_aside {
         screen.line(&format!("  set aside: positions {start} to {end}"))?;

@@ -164,7 +164,8 @@ impl Tables {
     fn partitions(&self) -> BTreeMap<u32, (u16, Partition)> {
         let mut all = BTreeMap::new();
         for topic in self.topics().topics.values().filter(|topic| !topic.deleted) {
-            let read = |id: &PartitionId| self.states.iter().any(|(shard, _)| id.shard(self.shards).0 == *shard);
+            let read =
+                |id: &PartitionId| self.states.iter().any(|(shard, _)| id.shard(self.shards).0 == *shard);
             let ids = topic.partition_ids().filter(read);
             all.extend(ids.map(|id| (id.0, (id.shard(self.shards).0, Partition::default()))));
         }
@@ -197,8 +198,7 @@ fn load_shard(
     let mut state = State::new(starts_at_zero(shard));
     state.late = Some(LateState::default());
     let past = at.at_lsn.is_some() || at.at_time.is_some();
-    let checkpoint =
-        place.file.is_none().then(|| shard.checkpoint(&place.source, &mut Vec::new())).flatten();
+    let checkpoint = place.file.is_none().then(|| shard.checkpoint(&place.source, &mut Vec::new())).flatten();
     let mut from = None;
     if let Some(checkpoint) = &checkpoint {
         state.restore(checkpoint, shard.shard, place.directory.identity.shards);
@@ -214,27 +214,33 @@ fn load_shard(
     }
     let capacity: u64 = Place::log_bytes(shard);
     bar.inc_length(capacity);
-    walk(&place.source, shard, checkpoint.map(|checkpoint| checkpoint.facts.durable_lsn), from, &mut |step| {
-        match step {
-            Step::Group(_, view) => {
-                bar.inc(view.bytes.len() as u64);
-                if at.at_lsn.is_some_and(|lsn| view.lsn.0 >= lsn) {
-                    return ControlFlow::Break(());
-                }
-                *damaged += u64::from(!view.torn && !view.is_whole());
-                for frame in view.frames.iter().filter(|_| !view.torn) {
-                    let early = at.at_lsn.is_none_or(|lsn| frame.lsn.0 < lsn)
-                        && at.at_time.is_none_or(|time| time_of(frame) < time.0);
-                    if early {
-                        state.take(frame);
+    walk(
+        &place.source,
+        shard,
+        checkpoint.map(|checkpoint| checkpoint.facts.durable_lsn),
+        from,
+        &mut |step| {
+            match step {
+                Step::Group(_, view) => {
+                    bar.inc(view.bytes.len() as u64);
+                    if at.at_lsn.is_some_and(|lsn| view.lsn.0 >= lsn) {
+                        return ControlFlow::Break(());
+                    }
+                    *damaged += u64::from(!view.torn && !view.is_whole());
+                    for frame in view.frames.iter().filter(|_| !view.torn) {
+                        let early = at.at_lsn.is_none_or(|lsn| frame.lsn.0 < lsn)
+                            && at.at_time.is_none_or(|time| time_of(frame) < time.0);
+                        if early {
+                            state.take(frame);
+                        }
                     }
                 }
+                Step::Missing(..) | Step::Joint(..) | Step::Unreadable(..) => *damaged += 1,
+                Step::Segment(..) | Step::SetAside(..) | Step::End(..) => {}
             }
-            Step::Missing(..) | Step::Joint(..) | Step::Unreadable(..) => *damaged += 1,
-            Step::Segment(..) | Step::SetAside(..) | Step::End(..) => {}
-        }
-        if is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+            if is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    )?;
     Ok(state)
 }
 
@@ -388,7 +394,8 @@ pub(crate) fn txns(args: &TxnsArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     let tables = Tables::load(&args.at, false, common)?;
     let mut rows = Vec::new();
-    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?))) {
+    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?)))
+    {
         for (id, txn) in &late.txns {
             let halves: Vec<_> = late.waiting.iter().filter(|(_, half)| half.txn == *id).collect();
             let records: u64 = halves.iter().map(|(_, half)| u64::from(half.count)).sum();
@@ -440,7 +447,10 @@ pub(crate) fn txns(args: &TxnsArgs, common: &Common) -> Result<(), Failure> {
         }
     }
     if !screen.json {
-        screen.table(&["transaction", "shard", "state", "group", "halves", "records", "checks", "since"], rows)?;
+        screen.table(
+            &["transaction", "shard", "state", "group", "halves", "records", "checks", "since"],
+            rows,
+        )?;
     }
     tables.end()
 }
@@ -451,7 +461,8 @@ pub(crate) fn timers(args: &TimersArgs, common: &Common) -> Result<(), Failure> 
     let tables = Tables::load(&args.at, false, common)?;
     let topics = tables.topics();
     let mut rows = Vec::new();
-    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?))) {
+    for (shard, late) in tables.states.iter().filter_map(|(shard, state)| Some((shard, state.late.as_ref()?)))
+    {
         let mut delays: Vec<_> = late.waiting.iter().filter(|(_, waiting)| waiting.txn == 0).collect();
         delays.sort_by_key(|(identity, waiting)| (waiting.due_ms, **identity));
         for (identity, delay) in delays {
@@ -481,7 +492,9 @@ pub(crate) fn timers(args: &TimersArgs, common: &Common) -> Result<(), Failure> 
         for (identity, (ended, delivered)) in late.ended_timers.iter().filter(|_| args.all) {
             let state = if *delivered { "delivered" } else { "cancelled" };
             if screen.json {
-                screen.object(&json!({"id": identity, "shard": shard, "state": state, "ended": time(*ended)}))?;
+                screen.object(
+                    &json!({"id": identity, "shard": shard, "state": state, "ended": time(*ended)}),
+                )?;
                 continue;
             }
             let none = || Cell::new("");

@@ -47,6 +47,14 @@ pub(crate) struct TraceArgs {
     id: Option<u64>,
 }
 
+/// A record that was looked for.
+struct Hit {
+    offset: u64,
+    key: Option<Vec<u8>>,
+    created: i64,
+    body: Vec<u8>,
+}
+
 struct Trace<'a> {
     args: &'a TraceArgs,
     screen: Screen,
@@ -94,7 +102,11 @@ pub(crate) fn run(args: &TraceArgs, common: &Common) -> Result<(), Failure> {
     }
     if trace.found == 0 {
         let failure = Failure::failed("no such record is in the log");
-        return Err(if met.damaged > 0 { failure.cure("it may be one of those that are damaged") } else { failure });
+        return Err(if met.damaged > 0 {
+            failure.cure("it may be one of those that are damaged")
+        } else {
+            failure
+        });
     }
     Ok(())
 }
@@ -111,7 +123,12 @@ impl Trace<'_> {
                 if named || self.holds_key(state, frame) {
                     self.followed.insert((shard, identity));
                     self.txns.extend(late::txn_of(frame));
-                    self.event(shard, state, frame, if header.kind() == FrameKind::Half { "half" } else { "delayed" })?;
+                    self.event(
+                        shard,
+                        state,
+                        frame,
+                        if header.kind() == FrameKind::Half { "half" } else { "delayed" },
+                    )?;
                 }
                 Ok(())
             }
@@ -122,12 +139,17 @@ impl Trace<'_> {
                         && (header.base_offset.get()..frame.end_offset().0).contains(&offset)
                 });
                 if by_offset || self.followed.contains(&(shard, target)) {
-                    self.records.extend((header.base_offset.get()..frame.end_offset().0).map(|offset| (id, offset)));
+                    self.records
+                        .extend((header.base_offset.get()..frame.end_offset().0).map(|offset| (id, offset)));
                     self.event(shard, state, frame, "bound")?;
                 }
                 Ok(())
             }
-            FrameKind::Commit | FrameKind::Abort | FrameKind::Decision | FrameKind::Apply | FrameKind::Done
+            FrameKind::Commit
+            | FrameKind::Abort
+            | FrameKind::Decision
+            | FrameKind::Apply
+            | FrameKind::Done
                 if late::txn_of(frame).is_some_and(|txn| self.txns.contains(&txn)) =>
             {
                 let name = format!("{:?}", header.kind()).to_lowercase();
@@ -146,7 +168,8 @@ impl Trace<'_> {
 
     fn fits_partition(&self, state: &State, id: u32) -> bool {
         let topic = state.topic_of(id);
-        let named = self.args.topic.as_ref().is_none_or(|name| topic.is_some_and(|topic| topic.0.name == *name));
+        let named =
+            self.args.topic.as_ref().is_none_or(|name| topic.is_some_and(|topic| topic.0.name == *name));
         let number = match (&self.args.topic, topic) {
             (Some(_), Some((_, number))) => number,
             _ => id,
@@ -168,7 +191,9 @@ impl Trace<'_> {
             return Ok(());
         }
         let wanted = self.args.offset;
-        if wanted.is_some_and(|offset| !(base..frame.end_offset().0).contains(&offset)) || self.args.id.is_some() {
+        if wanted.is_some_and(|offset| !(base..frame.end_offset().0).contains(&offset))
+            || self.args.id.is_some()
+        {
             return Ok(());
         }
         let Some(whole) = frame.frame() else {
@@ -179,16 +204,16 @@ impl Trace<'_> {
             }
             return Ok(());
         };
-        let mut hits: Vec<(u64, Option<Vec<u8>>, i64, Vec<u8>)> = Vec::new();
+        let mut hits: Vec<Hit> = Vec::new();
         let _ = for_each(&whole, true, &mut |record| {
             let offset = base + u64::from(record.index);
             let key = self.args.key.as_ref().is_none_or(|key| record.entry.key == Some(key.as_bytes()));
             if key && wanted.is_none_or(|wanted| wanted == offset) {
                 let key = record.entry.key.map(<[u8]>::to_vec);
-                hits.push((offset, key, record.entry.time_ms, record.body.to_vec()));
+                hits.push(Hit { offset, key, created: record.entry.time_ms, body: record.body.to_vec() });
             }
         });
-        for (offset, key, created, body) in hits {
+        for Hit { offset, key, created, body } in hits {
             self.records.insert((id, offset));
             let (topic, partition) = name_of(state, id);
             if self.screen.json {
@@ -230,13 +255,21 @@ impl Trace<'_> {
         let mut line = format!(
             "  {}  {}  shard {shard}, position {} of the log, byte {} of its file, {} bytes",
             self.screen.paint(Ink::Bold, &format!("{what:<8}")),
-            if header.timestamp.get() > 0 { time(header.timestamp.get()) } else { "at an unknown time".to_owned() },
+            if header.timestamp.get() > 0 {
+                time(header.timestamp.get())
+            } else {
+                "at an unknown time".to_owned()
+            },
             frame.lsn,
             frame.position,
             frame.bytes.len(),
         );
         if header.producer_id.get() != 0 {
-            line += &format!(", producer {:#x} sequence {}", header.producer_id.get(), header.base_sequence.get());
+            line += &format!(
+                ", producer {:#x} sequence {}",
+                header.producer_id.get(),
+                header.base_sequence.get()
+            );
         }
         if header.kind() == FrameKind::Bind {
             let (topic, partition) = name_of(state, header.partition.get());

@@ -183,7 +183,8 @@ impl Dump<'_> {
                 // What a stranger published must not act on the terminal; a pipe gets it as it is.
                 let (key, value) = (shown.key.map(harmless), harmless(shown.value));
                 let key = key.as_deref().map(str::as_bytes);
-                format.write(&mut self.line, &Shown { key, value: value.as_bytes(), headers: &[], ..shown })?;
+                format
+                    .write(&mut self.line, &Shown { key, value: value.as_bytes(), headers: &[], ..shown })?;
             } else {
                 format.write(&mut self.line, &shown)?;
             }
@@ -213,7 +214,8 @@ impl Dump<'_> {
             serde_json::to_writer(&mut self.line, &object)?;
             self.line.push(b'\n');
         } else {
-            let place = if has_offset { format!("@{offset}") } else { format!(" {:?}@{offset}", header.kind()) };
+            let place =
+                if has_offset { format!("@{offset}") } else { format!(" {:?}@{offset}", header.kind()) };
             write!(self.line, "{topic}[{partition}]{place}  {}", time(shown.time_ms))?;
             if let Some(key) = shown.key {
                 write!(self.line, "  {}", harmless(key))?;

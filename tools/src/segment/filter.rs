@@ -100,7 +100,8 @@ impl Filter {
         let (first, end, time) = (header.base_offset.get(), frame.end_offset().0, header.timestamp.get());
         let id = header.partition.get();
         let topic = state.topic_of(id);
-        let topic_fits = self.topic.as_ref().is_none_or(|name| topic.is_some_and(|topic| topic.0.name == *name));
+        let topic_fits =
+            self.topic.as_ref().is_none_or(|name| topic.is_some_and(|topic| topic.0.name == *name));
         let partition_fits = self.partition.is_none_or(|wanted| match (&self.topic, topic) {
             (Some(_), Some((_, number))) => number == wanted,
             _ => id == wanted,
@@ -140,6 +141,10 @@ pub(crate) fn topics_of(place: &Place, shard: &Shard) -> State {
     state
 }
 
+/// Takes a group of a shard, with the topics known so far.
+pub(crate) type EachGroup<'a> =
+    dyn FnMut(&Shard, &State, &GroupView<'_>) -> std::io::Result<ControlFlow<()>> + 'a;
+
 /// What a walk over frames met that is wrong.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Met {
@@ -153,7 +158,7 @@ pub(crate) struct Met {
 pub(crate) fn each_group(
     place: &Place,
     bar: &indicatif::ProgressBar,
-    each: &mut dyn FnMut(&Shard, &State, &GroupView<'_>) -> std::io::Result<ControlFlow<()>>,
+    each: &mut EachGroup<'_>,
 ) -> Result<Met, Failure> {
     let mut met = Met::default();
     for shard in &place.directory.shards {

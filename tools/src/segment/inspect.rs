@@ -96,8 +96,8 @@ fn split(name: &str) -> Result<(PathBuf, Option<u64>), Failure> {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => position.parse(),
     };
-    let position =
-        parsed.map_err(|_| Failure::wrong_use(format!("'{position}' is no position: FILE:8192 or FILE:0x2000")))?;
+    let position = parsed
+        .map_err(|_| Failure::wrong_use(format!("'{position}' is no position: FILE:8192 or FILE:0x2000")))?;
     Ok((PathBuf::from(file), Some(position)))
 }
 
@@ -126,7 +126,12 @@ fn show_layout(screen: Screen) -> Result<(), Failure> {
     Ok(())
 }
 
-fn inspect_segment(args: &InspectArgs, path: &Path, position: Option<u64>, screen: Screen) -> Result<(), Failure> {
+fn inspect_segment(
+    args: &InspectArgs,
+    path: &Path,
+    position: Option<u64>,
+    screen: Screen,
+) -> Result<(), Failure> {
     let reading = Reading { path: path.to_owned(), shard: None, io: args.io };
     let place = Place::open(&reading)?;
     let shard = &place.directory.shards[0];
@@ -137,7 +142,15 @@ fn inspect_segment(args: &InspectArgs, path: &Path, position: Option<u64>, scree
         let file = place.source.open(path)?;
         let bytes = file.read((copy * BLOCK_SIZE) as u64, BLOCK_SIZE)?;
         let at = copy * BLOCK_SIZE;
-        show_spans(screen, args.hex, &spans::structure("SegmentHeader", &bytes, at), &bytes, at, 0, &header_faults)?;
+        show_spans(
+            screen,
+            args.hex,
+            &spans::structure("SegmentHeader", &bytes, at),
+            &bytes,
+            at,
+            0,
+            &header_faults,
+        )?;
         for fault in &header_faults {
             show_fault(screen, path, fault)?;
         }
@@ -189,7 +202,9 @@ fn inspect_segment(args: &InspectArgs, path: &Path, position: Option<u64>, scree
             return Err(Failure::wrong_use(format!("{} has {} bytes", path.display(), file.len())));
         }
         let end = walked.point.lsn.0 - shard.slots[0].facts.map_or(0, |facts| facts.base.0);
-        let text = format!("byte {position} lies behind the end of the log, which is at byte {end}: no group is there");
+        let text = format!(
+            "byte {position} lies behind the end of the log, which is at byte {end}: no group is there"
+        );
         if screen.json {
             screen.object(&json!({"position": position, "end": end, "note": text}))?;
         } else {
@@ -370,7 +385,9 @@ fn words(value: &Value) -> String {
         Value::Time(ms) => time(*ms),
         Value::Hex(number, bytes) => format!("0x{number:0width$x}", width = bytes * 2),
         Value::Named(number, name) => format!("{number} {name}"),
-        Value::Bytes(bytes) if bytes.len() > 64 => format!("{} bytes: {}...", bytes.len(), harmless(&bytes[..48])),
+        Value::Bytes(bytes) if bytes.len() > 64 => {
+            format!("{} bytes: {}...", bytes.len(), harmless(&bytes[..48]))
+        }
         Value::Bytes(bytes) => harmless(bytes),
         Value::Zeros => "zeros".to_owned(),
         Value::Opaque => String::new(),
@@ -379,7 +396,9 @@ fn words(value: &Value) -> String {
 
 fn plain(value: &Value) -> serde_json::Value {
     match value {
-        Value::Number(number) => u64::try_from(*number).map_or_else(|_| number.to_string().into(), Into::into),
+        Value::Number(number) => {
+            u64::try_from(*number).map_or_else(|_| number.to_string().into(), Into::into)
+        }
         Value::Zeros => 0.into(),
         Value::Opaque => serde_json::Value::Null,
         other => words(other).into(),

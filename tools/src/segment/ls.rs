@@ -61,8 +61,8 @@ pub(crate) fn run(args: &LsArgs, common: &Common) -> Result<(), Failure> {
         let active = shard.superblock.as_ref().map(|superblock| superblock.active_seq);
         for slot in &shard.slots {
             let content = contents.get(&slot.slot);
-            let header_bad = slot.state == SlotState::Damaged
-                || shard.faults.iter().any(|(path, _)| *path == slot.path);
+            let header_bad =
+                slot.state == SlotState::Damaged || shard.faults.iter().any(|(path, _)| *path == slot.path);
             let bad = header_bad || content.is_some_and(|content| content.damages > 0);
             damaged |= bad;
             let state = match slot.facts {
@@ -79,8 +79,8 @@ pub(crate) fn run(args: &LsArgs, common: &Common) -> Result<(), Failure> {
     bar.finish_and_clear();
     if !screen.json {
         let header = [
-            "shard", "file", "state", "seq", "base LSN", "size", "groups", "frames", "records", "used", "padding",
-            "first", "last", "epoch", "damage",
+            "shard", "file", "state", "seq", "base LSN", "size", "groups", "frames", "records", "used",
+            "padding", "first", "last", "epoch", "damage",
         ];
         screen.table(&header, rows)?;
     }
@@ -91,7 +91,11 @@ pub(crate) fn run(args: &LsArgs, common: &Common) -> Result<(), Failure> {
     }
 }
 
-fn read(place: &Place, shard: &Shard, bar: &indicatif::ProgressBar) -> Result<BTreeMap<u32, Content>, Failure> {
+fn read(
+    place: &Place,
+    shard: &Shard,
+    bar: &indicatif::ProgressBar,
+) -> Result<BTreeMap<u32, Content>, Failure> {
     let mut contents: BTreeMap<u32, Content> = BTreeMap::new();
     walk(&place.source, shard, None, None, &mut |step| {
         match step {

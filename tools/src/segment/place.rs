@@ -70,7 +70,8 @@ impl Place {
         let source = reading.io.source()?;
         let path = &reading.path;
         let shown = path.display();
-        let metadata = std::fs::metadata(path).map_err(|error| Failure::failed(format!("{shown}: {error}")))?;
+        let metadata =
+            std::fs::metadata(path).map_err(|error| Failure::failed(format!("{shown}: {error}")))?;
         let (mut directory, file) = if metadata.is_dir() {
             (Self::open_directory(&source, path)?, None)
         } else {
@@ -110,11 +111,15 @@ impl Place {
         let Some(facts) = facts else {
             let what = match faults.first() {
                 _ if bytes.is_empty() => "it is empty".to_owned(),
-                _ if bytes.iter().all(|byte| *byte == 0) => "it begins with zeros: a slot that was never used".to_owned(),
+                _ if bytes.iter().all(|byte| *byte == 0) => {
+                    "it begins with zeros: a slot that was never used".to_owned()
+                }
                 Some(fault) => format!("{fault}"),
                 None => "it has no header".to_owned(),
             };
-            return Err(Failure::damage(format!("{shown} is no segment file of a format that is known: {what}")));
+            return Err(Failure::damage(format!(
+                "{shown} is no segment file of a format that is known: {what}"
+            )));
         };
         let shard_path = path.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
         let superblock = source.open(&shard_path.join("superblock")).and_then(|file| file.read(0, 16 << 10));
@@ -133,7 +138,8 @@ impl Place {
             slots: vec![slot],
             faults: faults.into_iter().map(|fault| (path.to_owned(), fault)).collect(),
         };
-        let identity = Identity { shards: facts.shard.0 + 1, node_id: facts.node_id, created_ms: facts.created_ms };
+        let identity =
+            Identity { shards: facts.shard.0 + 1, node_id: facts.node_id, created_ms: facts.created_ms };
         Ok(Directory { path: path.to_owned(), identity, faults: Vec::new(), shards: vec![shard] })
     }
 

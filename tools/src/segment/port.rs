@@ -360,7 +360,9 @@ fn make(args: &Making, common: &Common) -> Result<(), Failure> {
     made.builder = Some(Builder::create(goal).map_err(|error| Failure::failed(error.to_string()))?);
     read_file(&args.file, common, &mut |_| Ok(()), &mut |piece| {
         if is_stopped() {
-            return Err(io::Error::other("stopped: the new directory is not finished, and no server takes it"));
+            return Err(io::Error::other(
+                "stopped: the new directory is not finished, and no server takes it",
+            ));
         }
         made.piece(args, piece)
     })?;
@@ -396,7 +398,9 @@ impl Made {
                     return Ok(());
                 }
                 // As of an earlier time a topic that was deleted since may have lived; its frames are gone.
-                if let Some((_, new)) = args.rename.iter().find(|(old, _)| *old == topic.name && !topic.deleted) {
+                if let Some((_, new)) =
+                    args.rename.iter().find(|(old, _)| *old == topic.name && !topic.deleted)
+                {
                     topic = TopicEntry { name: new.clone(), ..topic };
                     self.renamed += 1;
                 }
@@ -520,4 +524,3 @@ fn describe(
         Size(totals.bytes)
     ))?)
 }
-

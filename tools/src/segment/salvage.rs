@@ -41,10 +41,16 @@ pub(crate) fn run(args: &SalvageArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     let place = Place::open(&args.reading)?;
     let directory = &place.directory;
-    if directory.path.canonicalize().ok().is_some_and(|path| args.to.canonicalize().is_ok_and(|to| to == path)) {
+    if directory
+        .path
+        .canonicalize()
+        .ok()
+        .is_some_and(|path| args.to.canonicalize().is_ok_and(|to| to == path))
+    {
         return Err(Failure::wrong_use("the new directory is the damaged one"));
     }
-    let mut builder = Builder::create(target(directory, &args.to)).map_err(|error| Failure::failed(error.to_string()))?;
+    let mut builder =
+        Builder::create(target(directory, &args.to)).map_err(|error| Failure::failed(error.to_string()))?;
     let bar = place.bar("salvage", common);
     let (tables, report) = take(&place.source, directory, &Wanted::default(), &mut builder, &mut |read| {
         bar.inc(read);
@@ -69,7 +75,8 @@ pub(crate) fn run(args: &SalvageArgs, common: &Common) -> Result<(), Failure> {
             "to": args.to.display().to_string(), "verified": true,
         }))?;
     } else {
-        let head = if lost { screen.paint(Ink::Yellow, "saved:") } else { screen.paint(Ink::Green, "saved all:") };
+        let head =
+            if lost { screen.paint(Ink::Yellow, "saved:") } else { screen.paint(Ink::Green, "saved all:") };
         screen.line(&format!(
             "{head} {} records in {} frames ({}) into {}, checked. Missing: {} records",
             thousands(report.records),
@@ -94,7 +101,14 @@ pub(crate) fn target(directory: &Directory, to: &Path) -> Target {
         bases[usize::from(shard.shard.0)] = Lsn(end.next_multiple_of(1 << 30));
         durability = shard.superblock.as_ref().map_or(durability, |superblock| superblock.durability);
     }
-    Target { path: to.to_owned(), shards: directory.identity.shards, durability, now_ms: now_ms(), bases, seed: None }
+    Target {
+        path: to.to_owned(),
+        shards: directory.identity.shards,
+        durability,
+        now_ms: now_ms(),
+        bases,
+        seed: None,
+    }
 }
 
 /// The wall clock, Unix milliseconds.
@@ -115,7 +129,12 @@ fn show(screen: Screen, topics: &State, report: &Report) -> std::io::Result<()> 
             }))?;
         } else {
             let head = screen.paint(Ink::Red, "missing");
-            screen.line(&format!("{head} {name} offsets {} to {}: {}", missing.from, missing.to - 1, missing.reason))?;
+            screen.line(&format!(
+                "{head} {name} offsets {} to {}: {}",
+                missing.from,
+                missing.to - 1,
+                missing.reason
+            ))?;
         }
     }
     for damage in &report.other_damage {
@@ -134,11 +153,13 @@ pub(crate) fn check(to: &Path, io: super::place::Io, frames: u64) -> Result<(), 
     let mut found = 0;
     let bar = indicatif::ProgressBar::hidden();
     let met = super::filter::each_group(&place, &bar, &mut |_, _, view| {
-        let frames = view.frames.iter().filter(|frame| frame.header.kind() != ringmq_format::frame::FrameKind::Topic);
+        let frames =
+            view.frames.iter().filter(|frame| frame.header.kind() != ringmq_format::frame::FrameKind::Topic);
         found += frames.count() as u64;
         Ok(std::ops::ControlFlow::Continue(()))
     })?;
-    let roots = place.directory.faults.len() + place.directory.shards.iter().map(|s| s.faults.len()).sum::<usize>();
+    let roots =
+        place.directory.faults.len() + place.directory.shards.iter().map(|s| s.faults.len()).sum::<usize>();
     if met.damaged + met.torn > 0 || roots > 0 || found != frames {
         return Err(Failure::failed(format!(
             "{} does not read back: {found} of {frames} frames, {} damaged groups",

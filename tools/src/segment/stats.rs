@@ -178,16 +178,28 @@ pub(crate) fn run(args: &StatsArgs, common: &Common) -> Result<(), Failure> {
         object["histograms"] = histograms
             .iter()
             .map(|(name, histogram)| {
-                let rows: Vec<Value> =
-                    histogram.rows().map(|(from, to, count)| json!({"from": from, "to": to, "count": count})).collect();
+                let rows: Vec<Value> = histogram
+                    .rows()
+                    .map(|(from, to, count)| json!({"from": from, "to": to, "count": count}))
+                    .collect();
                 json!({"of": name, "buckets": rows})
             })
             .collect();
         screen.object(&object)?;
     } else {
-        let sums: Vec<_> = partitions.iter().map(|((topic, partition), sum)| row(screen, topic, *partition, sum)).collect();
+        let sums: Vec<_> =
+            partitions.iter().map(|((topic, partition), sum)| row(screen, topic, *partition, sum)).collect();
         let header = [
-            "topic", "partition", "frames", "records", "bytes", "bodies", "compression", "records/frame", "first", "last",
+            "topic",
+            "partition",
+            "frames",
+            "records",
+            "bytes",
+            "bodies",
+            "compression",
+            "records/frame",
+            "first",
+            "last",
         ];
         screen.table(&header, sums)?;
         screen.line("")?;

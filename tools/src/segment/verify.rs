@@ -219,7 +219,9 @@ fn contents(view: &FrameView<'_>) -> Option<(&'static str, Corruption)> {
         }
         FrameKind::Bind => Bind::parse(&frame).err().map(|corruption| ("BindPayload", corruption)),
         FrameKind::Timer => parse_timers(&frame).err().map(|corruption| ("TimerItem", corruption)),
-        FrameKind::Topic => TopicEntry::take(&mut frame.payload()).err().map(|error| ("TopicEntryHeader", error)),
+        FrameKind::Topic => {
+            TopicEntry::take(&mut frame.payload()).err().map(|error| ("TopicEntryHeader", error))
+        }
         FrameKind::Commit
         | FrameKind::Abort
         | FrameKind::Decision
@@ -259,24 +261,24 @@ impl Verify<'_> {
                 let text = format!("{} cannot be read: {error}", slot.path.display());
                 self.bad(&text, json!({"damage": "unreadable", "file": slot.path.display().to_string()}))?;
             }
-            Step::End(slot, scanned) => {
-                match &scanned.end {
-                    End::Torn(fault) if fault.flipped_bit.is_none() => {
-                        self.tally.torn += 1;
-                        let text = format!("{}: {fault}: a torn tail, never acknowledged", slot.path.display());
-                        self.note("cut here", &text)?;
-                    }
-                    End::Recycled => self.note("note", &format!("{} was recycled meanwhile", slot.path.display()))?,
-                    End::Sealed | End::Full if place.file.is_none() => {
-                        for (path, fault) in check_sidecar(&place.source, slot, &self.index) {
-                            self.tally.damages += 1;
-                            let text = format!("{}: {fault}: the server makes it anew", path.display());
-                            self.bad(&text, fault_json(&path, &fault))?;
-                        }
-                    }
-                    _ => {}
+            Step::End(slot, scanned) => match &scanned.end {
+                End::Torn(fault) if fault.flipped_bit.is_none() => {
+                    self.tally.torn += 1;
+                    let text = format!("{}: {fault}: a torn tail, never acknowledged", slot.path.display());
+                    self.note("cut here", &text)?;
                 }
-            }
+                End::Recycled => {
+                    self.note("note", &format!("{} was recycled meanwhile", slot.path.display()))?
+                }
+                End::Sealed | End::Full if place.file.is_none() => {
+                    for (path, fault) in check_sidecar(&place.source, slot, &self.index) {
+                        self.tally.damages += 1;
+                        let text = format!("{}: {fault}: the server makes it anew", path.display());
+                        self.bad(&text, fault_json(&path, &fault))?;
+                    }
+                }
+                _ => {}
+            },
         }
         Ok(())
     }
@@ -303,7 +305,11 @@ impl Verify<'_> {
                 self.tally.damages += 1;
                 self.tally.records_lost += u64::from(bind.count);
                 let name = self.partition_name(frame);
-                let text = format!("{}: the BIND at byte {} of {name}: {reason}", slot.path.display(), frame.position);
+                let text = format!(
+                    "{}: the BIND at byte {} of {name}: {reason}",
+                    slot.path.display(),
+                    frame.position
+                );
                 let object = json!({
                     "damage": "reference", "file": slot.path.display().to_string(), "position": frame.position,
                     "partition_id": frame.header.partition.get(), "first_offset": frame.header.base_offset.get(),
@@ -323,7 +329,8 @@ impl Verify<'_> {
                 // An unbroken chain has lost nothing: they were lost before it was written.
                 Took::Hole(from, to) if !self.broken => {
                     let name = self.partition_name(frame);
-                    let text = format!("{name}: offsets {from} to {} were lost before this log was made", to - 1);
+                    let text =
+                        format!("{name}: offsets {from} to {} were lost before this log was made", to - 1);
                     self.note("note", &text)?;
                 }
                 Took::Hole(from, to) => {

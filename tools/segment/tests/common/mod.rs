@@ -88,7 +88,8 @@ pub(crate) fn data(partition: u32, offset: u64, bodies: &[Vec<u8>], time: i64) -
         };
         builder.push(&record).unwrap();
     }
-    let producer = ProducerStamp { id: ProducerId(u64::from(partition) * 1000), epoch: 0, base_sequence: offset as u32 };
+    let producer =
+        ProducerStamp { id: ProducerId(u64::from(partition) * 1000), epoch: 0, base_sequence: offset as u32 };
     let codec = if offset.is_multiple_of(3) { Codec::Zstd } else { Codec::None };
     let mut frame = builder.finish(producer, codec, &mut |raw| zstd::bulk::compress(raw, 1).ok());
     let mut header = *FrameHeader::parse(&frame).unwrap();

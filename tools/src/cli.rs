@@ -1,6 +1,6 @@
 //! The shape of the command line: the verbs, and what all of them share.
 
-use crate::{bench, completions, data, demo, doctor, man, publish, server, subscribe, topic};
+use crate::{bench, completions, data, demo, doctor, man, publish, segment, server, subscribe, topic};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmq_server::limits::LISTEN_DEFAULT;
@@ -81,7 +81,9 @@ pub(crate) enum Verb {
     Demo(demo::DemoArgs),
     /// Check whether this machine is fit for a server, and say what to do where it is not.
     Doctor(doctor::DoctorArgs),
-    /// Repair a data directory, while no server runs on it.
+    /// See, check and save what is on the disk; a server may run on it.
+    Segment(segment::SegmentArgs),
+    /// What is in a data directory as a whole; repair, back up, restore.
     Data(data::DataArgs),
     /// Measure this machine, and how near a server comes to it.
     Bench(Box<bench::BenchArgs>),

@@ -121,6 +121,21 @@ pub(crate) fn progress(total: u64, what: &str, common: &Common) -> ProgressBar {
     bar
 }
 
+/// A bar for bytes on stderr where that is a terminal, nothing elsewhere: how many, how fast, how long still.
+pub(crate) fn bytes_bar(total: u64, what: &str, common: &Common) -> ProgressBar {
+    if common.json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+    let template =
+        "{msg:<12} {bar:28} {binary_bytes:>10} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━━─"));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
 /// `{rate}`: whole records per second.
 fn with_rate(style: ProgressStyle) -> ProgressStyle {
     style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {

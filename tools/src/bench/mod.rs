@@ -1,17 +1,19 @@
 //! `ringmq bench`: how fast this machine is at most, and how near the server comes.
 //!
-//! [`machine`] measures the floor without a server; [`produce`] and [`consume`] load one over the wire protocol
-//! and print their figures as ratios to it; [`goals`] does all of that for everything that is promised. All of them say how busy their own thread was: a generator at 100 %
-//! measured itself.
+//! [`machine`] measures the floor without a server; [`produce`], [`consume`] and [`end_to_end`] load one over the wire
+//! protocol and print their figures as ratios to it; [`goals`] does all of that for everything that is promised. All of
+//! them say how busy their own threads were: a generator at 100 % measured itself.
 
 mod consume;
 mod cpu;
+mod end_to_end;
 #[cfg(test)]
 mod fake_server;
 mod floor;
 mod goals;
 mod latency;
 mod machine;
+mod pipe;
 mod produce;
 mod report;
 mod stamp;
@@ -19,6 +21,7 @@ mod wire;
 
 pub(crate) use cpu::pin;
 
+use end_to_end::Kind;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -34,6 +37,11 @@ enum Command {
     Machine(machine::MachineArgs),
     Produce(Box<produce::ProduceArgs>),
     Consume(Box<consume::ConsumeArgs>),
+    EndToEnd(Box<end_to_end::EndToEndArgs>),
+    /// Publish to many subscribers, each of which gets every record.
+    FanOut(Box<end_to_end::EndToEndArgs>),
+    /// Publish, subscribe, and read the past, all at once.
+    Mixed(Box<end_to_end::EndToEndArgs>),
     Goals(Box<goals::GoalsArgs>),
 }
 
@@ -48,6 +56,7 @@ pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
         Command::Machine(_) => Ok(()),
         Command::Produce(args) => args.check(),
         Command::Consume(args) => args.check(),
+        Command::EndToEnd(args) | Command::FanOut(args) | Command::Mixed(args) => args.check(),
         Command::Goals(args) => args.check(),
     };
     let result = wrong_use.map_err(|why| (why, EXIT_WRONG_USE)).and_then(|()| {
@@ -55,6 +64,9 @@ pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
             Command::Machine(args) => machine::run(&args, json).map(|()| 0),
             Command::Produce(args) => produce::run(&args, json).map(|()| 0),
             Command::Consume(args) => consume::run(&args, json).map(|()| 0),
+            Command::EndToEnd(args) => end_to_end::run(Kind::EndToEnd, &args, json).map(|()| 0),
+            Command::FanOut(args) => end_to_end::run(Kind::FanOut, &args, json).map(|()| 0),
+            Command::Mixed(args) => end_to_end::run(Kind::Mixed, &args, json).map(|()| 0),
             Command::Goals(args) => goals::run(*args, json),
         }
         .map_err(|why| (why, EXIT_FAILED))

@@ -3,6 +3,7 @@
 
 use super::stats::{Goal, Interval, Verdict};
 use crate::bench::machine::Limits;
+use crate::bench::report::BOUND_PERCENT;
 use crate::child::{Launch, ServerProcess};
 use serde::Serialize;
 use serde_json::Value;
@@ -18,8 +19,6 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(5);
 /// A server that reads 10 GiB to get ready would have failed its goal long before.
 const READY_MAX: Duration = Duration::from_secs(120);
-/// Above this share of its core a load generator has measured itself.
-const BOUND_PERCENT: f64 = 90.0;
 /// What an interrupted step answers.
 pub(super) const INTERRUPTED: &str = "interrupted";
 

@@ -160,6 +160,7 @@ struct Report {
     unanswered: u64,
     load_cpu_percent: f64,
     subscribers_cpu_percent: f64,
+    readers_cpu_percent: f64,
     generator_bound: bool,
     ratios: Vec<Ratio>,
     /// Summed over the subscribers.
@@ -455,6 +456,7 @@ fn report(kind: Kind, args: &EndToEndArgs, outcome: &Outcome, floors: Option<&Fl
         unanswered: produced.unanswered,
         load_cpu_percent: produced.busy_percent,
         subscribers_cpu_percent: delivered.busy_percent,
+        readers_cpu_percent: outcome.cold_busy_percent,
         generator_bound: generator_bound(&busy, args.shares_a_core()),
         ratios,
         verdict: outcome.verdict,
@@ -488,7 +490,11 @@ fn text(report: &Report, outcome: &Outcome, floors: Option<&Floors>) -> String {
     let acknowledged = latency_text("acknowledged", &outcome.produced.latencies);
     text += acknowledged.lines().next().unwrap_or_default();
     text += "\n";
-    let threads = [("producer ", report.load_cpu_percent), ("subscribers ", report.subscribers_cpu_percent)];
+    let mut threads =
+        vec![("producer ", report.load_cpu_percent), ("subscribers ", report.subscribers_cpu_percent)];
+    if report.readers > 0 {
+        threads.push(("readers ", report.readers_cpu_percent));
+    }
     text += &load_text(&threads, report.generator_bound);
     text += &ratio_text(&report.ratios, floors);
     for (name, frames) in &report.refused {

@@ -1,9 +1,9 @@
 //! Where the goals are measured: servers of their own on fresh directories, load from child processes that run the
 //! very benches that a user can run, and the end of all of them when the run ends or is interrupted.
 
-use super::stats::{Goal, Interval, Verdict};
 use crate::bench::machine::Limits;
 use crate::bench::report::BOUND_PERCENT;
+use crate::bench::stats::{Goal, Interval, Verdict};
 use crate::child::{Launch, ServerProcess};
 use serde::Serialize;
 use serde_json::Value;

@@ -7,10 +7,10 @@
 mod lab;
 mod punts;
 mod rows;
-mod stats;
 
 use super::floor::Machine;
 use super::machine::{LOAD_QUIET, facts};
+use super::stats::Verdict;
 use super::{cpu, print_line};
 use crate::child::Workspace;
 use comfy_table::{CellAlignment, Table, presets};
@@ -18,7 +18,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lab::{Figure, Found, INTERRUPTED, Lab, Sizes, Skip};
 use rows::Row;
 use serde::Serialize;
-use stats::Verdict;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,7 +2,7 @@
 
 use super::lab::{Figure, Found, Lab, Server, Side, Skip, number};
 use super::punts::{Punts, Trace, workers};
-use super::stats::{Goal, Interval, Verdict};
+use crate::bench::stats::{Goal, Interval, Verdict};
 use crate::bench::wire;
 use serde::Serialize;
 use serde_json::Value;

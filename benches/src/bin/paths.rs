@@ -280,6 +280,8 @@ fn shard_paths(mut bench: Bench, steps: usize) {
         ("shard_append_64k", &large, 1),
         ("shard_append_1k_to_64_partitions", &small, 64),
     ] {
+        // Few large ones, so that none waits for room.
+        let steps = if name.ends_with("64k") { steps.div_ceil(8) } else { steps };
         for n in [steps, steps, 2 * steps] {
             let at = match name {
                 "shard_append_1k" => path_shard_append_1k(&mut bench, bytes, n),
@@ -290,7 +292,11 @@ fn shard_paths(mut bench: Bench, steps: usize) {
             bench.settle(at);
         }
     }
-    let visible = bench.visible(1);
+    for _ in 0..2 * steps {
+        let at = bench.append(3, &large);
+        bench.settle(at);
+    }
+    let visible = bench.visible(3);
     for n in [steps, steps, 2 * steps] {
         let start = Offset(visible.0 - (n * 64) as u64);
         path_shard_fetch_tail_64k(&mut bench, start, visible);
@@ -335,7 +341,7 @@ fn append(bench: &mut Bench, bytes: &[u8], n: usize, spread: usize) -> Lsn {
 
 #[inline(never)]
 fn path_shard_fetch_tail_64k(bench: &mut Bench, start: Offset, visible: Offset) {
-    fetch_tail(bench, 1, start, visible);
+    fetch_tail(bench, 3, start, visible);
 }
 
 #[inline(never)]

@@ -103,8 +103,11 @@ impl Run {
         self.text("bench") == Some(bench)
     }
 
-    /// What was asked for, as a key.
+    /// What was asked for, as a key. Runs that name their load are compared by it, whoever was loaded.
     pub(super) fn shape(&self) -> String {
+        if let Some(load) = self.text("load") {
+            return load.to_owned();
+        }
         let mut shape = Map::new();
         for name in SHAPE {
             if let Some(value) = self.value.get(name).filter(|value| !value.is_null()) {
@@ -116,6 +119,9 @@ impl Run {
 
     /// What was asked for, for people.
     pub(super) fn label(&self) -> String {
+        if let Some(load) = self.text("load").filter(|load| !load.is_empty()) {
+            return load.to_owned();
+        }
         let mut text = self.text("peer").or_else(|| self.text("bench")).unwrap_or("run").to_owned();
         if let Some(mode) = self.text("mode").filter(|_| self.value.get("peer").is_some()) {
             text += &format!(" ({mode})");

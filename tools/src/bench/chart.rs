@@ -7,7 +7,7 @@ const WIDTH: f64 = 920.0;
 /// Room for labels on the left of horizontal charts.
 const LABELS: f64 = 330.0;
 /// Room for figures behind a bar.
-const FIGURES: f64 = 120.0;
+const FIGURES: f64 = 190.0;
 const LINE: f64 = 22.0;
 /// Colours of the style that series take in turn.
 const COLOURS: usize = 8;

@@ -3,6 +3,7 @@
 use super::chart::{self, Bar, Curve, Whisker, escape};
 use super::latency::{format_rate, format_us};
 use super::results::{Run, number, read};
+use super::stats::Interval;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -239,6 +240,7 @@ fn row(out: &mut String, cells: &[String]) {
 fn latencies(out: &mut String, runs: &[Run]) {
     let curves: Vec<Curve> = runs
         .iter()
+        .filter(|run| run.value.get("peer").is_none())
         .filter_map(|run| {
             let points: Vec<(f64, f64)> = run.value["latency_curve"]
                 .as_array()?
@@ -268,7 +270,7 @@ fn peers(out: &mut String, runs: &[Run]) {
         out,
         "Peers on the same work",
         "The same records over the same connections from the same generator on the same disk. “flush” acknowledges what \
-         is on disk; “default” is what a peer does when nothing is said.",
+         is on disk; “default” is what a peer does when nothing is said. Medians of all runs.",
     );
     let mut shapes: Vec<&str> = Vec::new();
     for run in &peers {
@@ -279,21 +281,32 @@ fn peers(out: &mut String, runs: &[Run]) {
     }
     let mut names: Vec<String> = Vec::new();
     for shape in shapes {
-        let mut bars = Vec::new();
-        for run in peers.iter().filter(|run| run.text("load").unwrap_or("?") == shape) {
-            let name = format!("{} ({})", run.text("peer").unwrap_or("?"), run.text("mode").unwrap_or("?"));
-            if !names.contains(&name) {
-                names.push(name.clone());
+        let of_shape: Vec<&&Run> =
+            peers.iter().filter(|run| run.text("load").unwrap_or("?") == shape).collect();
+        let name =
+            |run: &Run| format!("{} ({})", run.text("peer").unwrap_or("?"), run.text("mode").unwrap_or("?"));
+        for run in &of_shape {
+            if !names.contains(&name(run)) {
+                names.push(name(run));
             }
-            let per_second = run.number("records_s").unwrap_or(0.0);
-            let p99 = run
-                .number("latency_us.p99")
-                .map_or_else(String::new, |us| format!(", p99 {}", format_us(us)));
+        }
+        let mut bars = Vec::new();
+        for (series, known) in names.iter().enumerate() {
+            let runs: Vec<_> = of_shape.iter().filter(|run| name(run) == *known).collect();
+            let median = |metric: &str| {
+                let values: Vec<f64> = runs.iter().filter_map(|run| run.number(metric)).collect();
+                Interval::of(&values).median
+            };
+            if runs.is_empty() {
+                continue;
+            }
+            let (per_second, p99) = (median("records_s"), median("latency_us.p99"));
+            let p99 = if p99 > 0.0 { format!(", p99 {}", format_us(p99)) } else { String::new() };
             bars.push(Bar {
-                series: names.iter().position(|known| *known == name).unwrap_or(0),
-                label: name,
+                label: format!("{known}, {} runs", runs.len()),
                 value: per_second,
                 figure: format!("{per_second:.0}/s{p99}"),
+                series,
                 limit: None,
             });
         }
@@ -390,7 +403,7 @@ mod tests {
             "0.50 ×",
             "holds",
             "<polyline",
-            "redis &lt;x&gt; (flush)",
+            "redis &lt;x&gt; (flush), 1 runs",
             "one &amp; one",
             "one-in-flight: p50",
             "class=\"missed\"",

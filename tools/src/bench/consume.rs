@@ -83,6 +83,9 @@ pub(super) struct ConsumeArgs {
     /// Stop after this time [default: none, or 10s with --follow or --from latest].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) duration: Option<Duration>,
+    /// Start over at the end, until --duration is over: to read what fits into memory for longer than it takes once.
+    #[arg(long, requires = "duration", conflicts_with = "follow")]
+    pub(super) again: bool,
     /// Stop after so many records.
     #[arg(long, value_name = "N")]
     pub(super) records: Option<u64>,
@@ -150,6 +153,19 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// One pass more. Connecting is in no pass.
+    fn add(&mut self, next: &Self) {
+        let share = |tally: &Self| tally.busy_percent * tally.took.as_secs_f64();
+        let busy = share(self) + share(next);
+        self.took += next.took;
+        self.busy_percent = busy / self.took.as_secs_f64().max(1e-9);
+        self.frames += next.frames;
+        self.records += next.records;
+        self.body_bytes += next.body_bytes;
+        self.wire_bytes += next.wire_bytes;
+        self.caught_up |= next.caught_up;
+    }
+
     /// What the reader can say of order and duplicates, if it was asked to.
     pub(super) fn followed(&self) -> Option<Followed> {
         self.watcher.as_ref().map(Watcher::followed)
@@ -207,6 +223,20 @@ impl ConsumeArgs {
 
 /// Reads, and answers where and what.
 pub(super) fn load(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), String> {
+    let begun = Instant::now();
+    let (place, mut tally) = load_once(args, show)?;
+    while let Some(left) = args.duration.filter(|_| args.again).map(|all| all.saturating_sub(begun.elapsed()))
+    {
+        if left.is_zero() || tally.records == 0 {
+            break;
+        }
+        let (_, next) = load_once(&ConsumeArgs { duration: Some(left), ..args.clone() }, false)?;
+        tally.add(&next);
+    }
+    Ok((place, tally))
+}
+
+fn load_once(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), String> {
     let (_control, place) = locate(&args.target.server, &args.target.topic, None)?;
     let partitions = if args.partition.is_empty() {
         (0..place.partitions).collect()

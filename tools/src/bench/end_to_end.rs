@@ -306,6 +306,7 @@ fn read_past(
             connections,
             // In slices, so that the end of the load is seen.
             duration: Some(Duration::from_millis(500)),
+            again: false,
             records: None,
             verify: false,
         };

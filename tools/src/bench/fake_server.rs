@@ -408,6 +408,8 @@ fn a_reader_gets_every_record_in_both_modes() {
         let (_, tally) = consume::load(&args(&server, line), false).unwrap();
         assert_eq!(tally.records, 2000, "{line}");
     }
+    let (_, tally) = consume::load(&args(&server, "--again --duration 100ms"), false).unwrap();
+    assert!(tally.records > 2000, "{} records in several passes", tally.records);
     let (_, tally) = consume::load(&args(&server, "--verify"), false).unwrap();
     assert_eq!(tally.followed(), Some(super::stamp::Followed::default()), "no stamps, nothing to say");
     let doubled = FakeServer::start(Faults { double: Some(2), lose: Some(4), ..Faults::default() });

@@ -31,6 +31,7 @@ pub(super) struct Sizes {
     /// Kept where only the rate is of interest.
     pub(super) retained: u64,
     pub(super) partitions: u32,
+    pub(super) subscribers: usize,
     /// Cold bytes that a consumer has before it.
     pub(super) backlog: u64,
     /// Stored when starts and memory are measured.
@@ -46,6 +47,7 @@ impl Sizes {
         segment: 256 << 20,
         retained: 2 << 30,
         partitions: 10_000,
+        subscribers: 100,
         backlog: 4 << 30,
         stored: 10 << 30,
         floor_file: 256 << 20,
@@ -56,6 +58,7 @@ impl Sizes {
         segment: 8 << 20,
         retained: 64 << 20,
         partitions: 200,
+        subscribers: 5,
         backlog: 48 << 20,
         stored: 64 << 20,
         floor_file: 8 << 20,

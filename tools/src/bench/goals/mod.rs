@@ -4,8 +4,10 @@
 //! of the pairs: a figure taken alone says more about the minute than about the server. A goal counts as reached or
 //! missed only if the whole 95 % interval of that median lies on one side of it.
 
+mod costs;
 mod lab;
 mod punts;
+mod readers;
 mod rows;
 
 use super::floor::Machine;

@@ -11,10 +11,10 @@ use ringmq_benches::{BODY, frame, noise};
 use ringmq_client::core::producer::ProducerCore;
 use ringmq_engine::partition::producers::{Original, Producers, Verdict};
 use ringmq_engine::shard::Fetched;
-use ringmq_format::checksum::crc32c;
+use ringmq_format::checksum::{Crc32c, crc32c};
 use ringmq_format::frame::{Frame, FrameHeader, frames};
 use ringmq_format::group::{BodyCrc, BodyState, GroupFields, GroupHeader, GroupKind, check_body, group_size};
-use ringmq_format::limits::GROUP_HEADER_SIZE;
+use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE};
 use ringmq_format::record::Payload;
 use ringmq_format::{Epoch, Lsn, Offset, PartitionId, SegmentSeq};
 use ringmq_protocol::{
@@ -64,6 +64,16 @@ fn format_paths(steps: usize) {
     let block = noise(4096);
     let one = frame(1, &body);
     go("checksum_4k", steps, |_| (), |(), n| path_checksum_4k(&block, n));
+    let mut to = vec![0; 64 << 10];
+    let large = noise(64 << 10);
+    for n in [steps, steps, 2 * steps] {
+        path_copy_checksum_fused_64k(&mut to, &large, n);
+        println!("copy_checksum_fused_64k {n}");
+    }
+    for n in [steps, steps, 2 * steps] {
+        path_copy_checksum_two_passes_64k(&mut to, &large, n);
+        println!("copy_checksum_two_passes_64k {n}");
+    }
     go("frame_parse_verify_1k", steps, |_| (), |(), n| path_frame_parse_verify_1k(&one, n));
     go("record_encode_100b", steps, |_| (), |(), n| path_record_encode_100b(&small, n));
     go("record_walk_100b", steps, |n| frame(n, &small), |bytes, _| path_record_walk_100b(bytes));
@@ -83,6 +93,26 @@ fn format_paths(steps: usize) {
 fn path_checksum_4k(block: &[u8], n: usize) {
     for _ in 0..n {
         black_box(crc32c(black_box(block)));
+    }
+}
+
+#[inline(never)]
+fn path_copy_checksum_fused_64k(to: &mut [u8], from: &[u8], n: usize) {
+    for _ in 0..n {
+        let mut crc = Crc32c::new();
+        for (to, from) in black_box(&mut *to).chunks_mut(BLOCK_SIZE).zip(black_box(from).chunks(BLOCK_SIZE)) {
+            to.copy_from_slice(from);
+            crc.update(to);
+        }
+        black_box(crc.finish());
+    }
+}
+
+#[inline(never)]
+fn path_copy_checksum_two_passes_64k(to: &mut [u8], from: &[u8], n: usize) {
+    for _ in 0..n {
+        black_box(&mut *to).copy_from_slice(black_box(from));
+        black_box(crc32c(to));
     }
 }
 
@@ -279,6 +309,7 @@ fn shard_paths(mut bench: Bench, steps: usize) {
         ("shard_append_1k", &small, 1),
         ("shard_append_64k", &large, 1),
         ("shard_append_1k_to_64_partitions", &small, 64),
+        ("shard_append_1k_to_1000_partitions", &small, 1000),
     ] {
         // Few large ones, so that none waits for room.
         let steps = if name.ends_with("64k") { steps.div_ceil(8) } else { steps };
@@ -286,7 +317,10 @@ fn shard_paths(mut bench: Bench, steps: usize) {
             let at = match name {
                 "shard_append_1k" => path_shard_append_1k(&mut bench, bytes, n),
                 "shard_append_64k" => path_shard_append_64k(&mut bench, bytes, n),
-                _ => path_shard_append_1k_to_64_partitions(&mut bench, bytes, n, spread),
+                "shard_append_1k_to_64_partitions" => {
+                    path_shard_append_1k_to_64_partitions(&mut bench, bytes, n, spread)
+                }
+                _ => path_shard_append_1k_to_1000_partitions(&mut bench, bytes, n, spread),
             };
             println!("{name} {n}");
             bench.settle(at);
@@ -330,11 +364,17 @@ fn path_shard_append_1k_to_64_partitions(bench: &mut Bench, bytes: &[u8], n: usi
     append(bench, bytes, n, spread)
 }
 
+#[inline(never)]
+fn path_shard_append_1k_to_1000_partitions(bench: &mut Bench, bytes: &[u8], n: usize, spread: usize) -> Lsn {
+    append(bench, bytes, n, spread)
+}
+
 #[inline(always)]
 fn append(bench: &mut Bench, bytes: &[u8], n: usize, spread: usize) -> Lsn {
     let mut last = Lsn(0);
     for at in 0..n {
-        last = bench.append(1 + (at % spread) as u32, bytes);
+        // Far apart, so that no two share a line of memory.
+        last = bench.append(1 + (at * 7 % spread) as u32, bytes);
     }
     last
 }

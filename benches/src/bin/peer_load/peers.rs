@@ -16,10 +16,6 @@ pub(crate) enum Peer {
         connection: usize,
     },
     Beanstalk,
-    /// PRODUCE with one record batch, acks = all.
-    Kafka {
-        correlation: u32,
-    },
     /// Publisher confirms on a durable queue.
     Amqp {
         acked_to: u64,

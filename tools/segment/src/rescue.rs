@@ -489,6 +489,8 @@ fn make_up_topics(
             deleted: false,
             created_ms: 0,
             name: format!("recovered-{id}"),
+            revision: 0,
+            settings: ringmq_format::catalogue::TopicSettings::default(),
         };
         topics.enter_topic(entry.clone());
         report.made_up.push(entry.name.clone());

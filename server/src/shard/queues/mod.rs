@@ -427,14 +427,15 @@ impl ShardServer {
             self.queues.ready.insert(key);
         }
         if self.queues.starving.contains_key(&group)
-            && let Ok(known) = self.group(group) {
-                let rates = rates_of(&known.entry.options);
-                self.queues.starving.insert(group, rates);
-                if self.queues.purse(group).records(rates) > 0 {
-                    self.queues.starving.remove(&group);
-                    self.wake_starved(group);
-                }
+            && let Ok(known) = self.group(group)
+        {
+            let rates = rates_of(&known.entry.options);
+            self.queues.starving.insert(group, rates);
+            if self.queues.purse(group).records(rates) > 0 {
+                self.queues.starving.remove(&group);
+                self.wake_starved(group);
             }
+        }
     }
 
     /// A connection, of this shard or of another, is gone. What was put into its output stays leased.

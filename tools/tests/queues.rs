@@ -205,7 +205,7 @@ async fn nothing_acknowledged_comes_again_and_nothing_is_lost_when_the_server_is
     sleep(Duration::from_secs(3)).await; // leases of what came twice would have ended
     let twice: Vec<_> =
         acked.lock().unwrap().iter().filter(|entry| *entry.1 > 1).map(|entry| *entry.0).collect();
-    assert_eq!(twice, [], "acknowledged, and it came again");
+    assert_eq!(twice, Vec::<u32>::new(), "acknowledged, and it came again");
     workers.into_iter().for_each(|worker| worker.abort());
     server.stop_cleanly();
 }

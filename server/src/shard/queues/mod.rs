@@ -429,14 +429,13 @@ impl ShardServer {
             (queue.filter, queue.rates, queue.invisible_ms) = (filter, rates, options.invisible_ms);
             self.queues.ready.insert(key);
         }
-        if self.queues.starving.contains_key(&group) {
-            if let Ok(known) = self.group(group) {
-                let rates = rates_of(&known.entry.options);
-                self.queues.starving.insert(group, rates);
-                if self.queues.purse(group).records(rates) > 0 {
-                    self.queues.starving.remove(&group);
-                    self.wake_starved(group);
-                }
+        if self.queues.starving.contains_key(&group)
+            && let Ok(rates) = self.group(group).map(|known| rates_of(&known.entry.options))
+        {
+            self.queues.starving.insert(group, rates);
+            if self.queues.purse(group).records(rates) > 0 {
+                self.queues.starving.remove(&group);
+                self.wake_starved(group);
             }
         }
     }

@@ -140,7 +140,7 @@ impl ShardServer {
             now.mono_us + ahead_ms.min(u64::from(ringmq_protocol::limits::INVISIBLE_MS_MAX)) * 1_000
         };
         let table = super::LeaseTable::new(
-            self.shard.log().epoch().0 as u32,
+            self.shard.log().epoch().0,
             rules_of(&options),
             watermark,
             position.is_some(),
@@ -331,7 +331,7 @@ impl ShardServer {
         let Some(mut queue) = self.queues.queues.remove(&key) else { return Filled::Done };
         let mut purse = self.queues.purse(group);
         self.queues.counter = self.queues.counter.wrapping_add(1);
-        let epoch = u64::from(self.shard.log().epoch().0 as u32);
+        let epoch = u64::from(self.shard.log().epoch().0);
         let generation = epoch << 32 | u64::from(self.queues.counter);
         let filled = self.fill_from(partition, &mut queue, &mut purse, generation, receive, filling);
         self.queues.set_purse(group, purse, queue.rates);

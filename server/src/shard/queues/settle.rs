@@ -189,7 +189,7 @@ impl ShardServer {
             }
         }
         self.queues.counter = self.queues.counter.wrapping_add(1);
-        let epoch = u64::from(self.shard.log().epoch().0 as u32);
+        let epoch = u64::from(self.shard.log().epoch().0);
         let generation = epoch << 32 | u64::from(self.queues.counter);
         let now = self.ring.now();
         let Some(queue) = self.queues.queues.get_mut(&key) else { return };

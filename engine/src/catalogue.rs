@@ -66,7 +66,6 @@ impl Catalogue {
     /// replay may do both.
     pub fn enter(&mut self, entry: TopicEntry) {
         self.partitions_end = self.partitions_end.max(entry.first_partition.0 + entry.partitions);
-        self.by_partition.insert(entry.first_partition, entry.topic);
         let known = self.topics.get(&entry.topic);
         if known.is_some_and(|known| known.deleted || (!entry.deleted && known.revision > entry.revision)) {
             return;

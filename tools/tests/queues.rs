@@ -25,7 +25,7 @@ async fn connect(address: SocketAddr) -> Client {
     let config = ClientConfig {
         retry_for: PATIENCE,
         request_timeout: PATIENCE,
-        ..ClientConfig::new(&address.to_string())
+        ..ClientConfig::new(address.to_string())
     };
     Client::connect(config).await.unwrap()
 }
@@ -56,7 +56,7 @@ fn number(record: &QueueRecord) -> u32 {
 }
 
 async fn next(consumer: &mut QueueConsumer) -> QueueRecord {
-    timeout(SOON, consumer.next()).await.expect("records come").unwrap()
+    timeout(SOON, consumer.next()).await.unwrap().unwrap()
 }
 
 /// What was acknowledged: number -> how often.
@@ -238,7 +238,7 @@ async fn an_ordered_group_keeps_the_order_of_a_key_while_others_go_on() {
                 }
                 sleep(Duration::from_millis(u64::from((number + worker) % 4))).await;
                 // Every seventh fails once: its key waits for it, in place.
-                let fails = number % 7 == 0 && record.attempt == 1;
+                let fails = number.is_multiple_of(7) && record.attempt == 1;
                 {
                     let mut seen = seen.lock().unwrap();
                     seen.1.remove(&key);

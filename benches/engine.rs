@@ -54,6 +54,8 @@ impl Bench {
             deleted: false,
             created_ms: 0,
             name: "bench".into(),
+            revision: 0,
+            settings: Default::default(),
         };
         while bench.shard.append_topic(&mut bench.ring, &entry).is_err() {
             bench.turn();

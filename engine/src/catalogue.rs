@@ -3,7 +3,7 @@
 //! Invariant  T1  Ids of topics and partitions are never given twice: deleted topics stay here.
 //! Ignorant of where TOPIC frames are and of who asks.
 
-use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::catalogue::{TopicEntry, TopicSettings};
 use ringmq_format::limits::{PARTITIONS_MAX, TOPIC_PARTITIONS_MAX, TOPICS_MAX};
 use ringmq_format::{PartitionId, TopicId};
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ pub enum CatalogueError {
 pub struct Catalogue {
     topics: BTreeMap<TopicId, TopicEntry>,
     by_name: BTreeMap<String, TopicId>,
+    /// By the first of its partitions.
+    by_partition: BTreeMap<PartitionId, TopicId>,
     partitions_end: u32,
 }
 
@@ -55,6 +57,8 @@ impl Catalogue {
             deleted: false,
             created_ms: now_ms,
             name: name.to_owned(),
+            revision: 0,
+            settings: TopicSettings::default(),
         })
     }
 
@@ -62,8 +66,9 @@ impl Catalogue {
     /// replay may do both.
     pub fn enter(&mut self, entry: TopicEntry) {
         self.partitions_end = self.partitions_end.max(entry.first_partition.0 + entry.partitions);
+        self.by_partition.insert(entry.first_partition, entry.topic);
         let known = self.topics.get(&entry.topic);
-        if known.is_some_and(|known| known.deleted) {
+        if known.is_some_and(|known| known.deleted || (!entry.deleted && known.revision > entry.revision)) {
             return;
         }
         if entry.deleted {
@@ -84,6 +89,13 @@ impl Catalogue {
     /// A topic, live or deleted.
     pub fn by_id(&self, topic: TopicId) -> Option<&TopicEntry> {
         self.topics.get(&topic)
+    }
+
+    /// The topic of a partition, live or deleted.
+    pub fn by_partition(&self, partition: PartitionId) -> Option<&TopicEntry> {
+        let (_, topic) = self.by_partition.range(..=partition).next_back()?;
+        let entry = self.topics.get(topic)?;
+        (partition.0 - entry.first_partition.0 < entry.partitions).then_some(entry)
     }
 
     /// Live topics with a name behind `after`, by name.
@@ -126,7 +138,15 @@ mod tests {
         assert!(catalogue.by_name("a").is_none());
         let again = catalogue.plan("a", 1, 0).unwrap();
         assert_eq!((again.topic, again.first_partition), (TopicId(2), PartitionId(4)));
-        catalogue.enter(again);
+        let retained = TopicSettings { retention_ms: 9, ..TopicSettings::default() };
+        catalogue.enter(TopicEntry { revision: 1, settings: retained, ..again.clone() });
+        catalogue.enter(again); // replayed late
+        assert_eq!(catalogue.by_name("a").unwrap().settings, retained);
+        let named = |partition| catalogue.by_partition(PartitionId(partition)).map(|entry| entry.topic);
+        assert_eq!(
+            [0, 1, 3, 4, 5].map(named),
+            [None, Some(TopicId(1)), Some(TopicId(1)), Some(TopicId(2)), None]
+        );
         assert_eq!(catalogue.live_after("").count(), 1);
         assert_eq!(catalogue.live_after("a").count(), 0);
     }

@@ -18,6 +18,7 @@
 //!  partition   dense offsets, places of frames, producers' windows
 //!  late        what becomes visible later: halves and delays that wait, how they ended, bodies that BINDs name
 //!  catalogue   topics, by id for ever and by name while they live
+//!  cursors     consumer groups, their positions, what they have consumed above them
 //!  reader      cold pages
 //!  shard       all of the above for one core: append, fetch, sidecars, checkpoints, retention, stop
 //! ```
@@ -54,6 +55,7 @@
 //! Longer: `ARCHITECTURE.md` at the root; every byte: `FORMAT.md` beside this package's `Cargo.toml`.
 
 pub mod catalogue;
+pub mod cursors;
 pub mod late;
 pub mod log;
 pub mod partition;

@@ -50,6 +50,8 @@ pub enum Bug {
     IndexedTwice,
     /// A start takes a group that an earlier one has cut, once it is whole.
     CutForgotten,
+    /// Groups and positions are left out of checkpoints.
+    CursorsForgotten,
     /// The BINDs of a transaction and its end are several groups.
     CommitSplit,
     /// A body is handed out as its BIND says, without a look at what stands there.
@@ -64,6 +66,8 @@ pub enum Bug {
     BodiesForgotten,
     /// How transactions and delays have ended is left out of checkpoints.
     EndsForgotten,
+    /// Who asks again how a transaction has ended is told before that is durable.
+    EndToldEarly,
     /// A delay becomes visible before its due time.
     DelayEarly,
     /// Halves are in the index of their partition.

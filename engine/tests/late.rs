@@ -330,3 +330,32 @@ fn records_are_bound_again_from_wherever_they_stand() {
         assert_eq!(delivered_at, Some((place, count - 1, 1)));
     }
 }
+
+/// A log of delays whose topic keeps next to nothing: what waits is not moved round and round.
+#[test]
+fn what_waits_is_not_moved_for_nothing() {
+    let mut harness = shard(|plan| {
+        plan.segment_size = 32 * 4096;
+        plan.body_max = 5_000;
+    });
+    let Live { ring, shard: live, .. } = &mut harness.live[0];
+    let mut entry = live.catalogue().all().next().unwrap().clone();
+    entry.settings.retention_ms = 1;
+    live.append_topic(ring, &entry).unwrap();
+    let due_ms = harness.world.wall_ms(NODE) + 100_000_000;
+    let mut bytes = 0;
+    while harness.live[0].shard.log().segments().len() < 5 {
+        let delay = wrapped(&mut harness, 0, due_ms, "");
+        match append(&mut harness, &delay) {
+            Ok(_) => bytes += delay.len() as u64,
+            Err(AppendError::Busy) => harness.turn_some(),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    for _ in 0..60 {
+        harness.world.advance(1_000_000);
+        harness.turn_some();
+    }
+    let stats = harness.live[0].shard.stats();
+    assert!(stats.bytes_relocated <= bytes, "{} bytes of {bytes} were moved", stats.bytes_relocated);
+}

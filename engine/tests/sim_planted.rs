@@ -57,6 +57,12 @@ fn retiring(plan: &mut Plan) {
     plan.sim.disk.write = Latency::even(300, 20_000);
 }
 
+/// Groups that consume, and checkpoints all the time.
+fn consuming(plan: &mut Plan) {
+    plan.groups = true;
+    plan.checkpoint_interval = plan.segment_size;
+}
+
 /// Rolls all the time, and single writes that take long.
 fn rolling(plan: &mut Plan) {
     plan.segment_size = 32 * 4096;
@@ -129,18 +135,20 @@ planted! {
     files_not_synced_before_they_are_read_are_found: NoSyncBeforeRead in 100 seeds as_drawn,
     records_shown_before_they_are_durable_are_found: VisibleBeforeDurable in 50 seeds as_drawn,
     a_commit_of_two_groups_is_found: CommitSplit in 100 seeds waiting,
+    positions_left_out_of_checkpoints_are_found: CursorsForgotten in 50 seeds consuming,
     what_waits_left_out_of_checkpoints_is_found: PendingForgotten in 50 seeds waiting,
     ends_left_out_of_checkpoints_are_found: EndsForgotten in 50 seeds waiting,
     places_of_bodies_left_out_of_checkpoints_are_found: BodiesForgotten in 50 seeds moving,
     bodies_that_are_not_moved_are_found: BodiesNotMoved in 50 seeds moving,
     a_move_that_is_not_awaited_is_found: RelocationNotAwaited in 200 seeds moving,
+    an_end_told_before_it_is_durable_is_found: EndToldEarly in 50 seeds waiting,
     a_delay_that_is_early_is_found: DelayEarly in 20 seeds waiting,
     halves_in_the_index_are_found: HalvesIndexed in 50 seeds waiting,
 }
 
 #[test]
 fn tuned_plans_find_nothing_where_nothing_is_planted() {
-    for tune in [retiring, rolling, failing, checkpointing, restarting, waiting, moving] {
+    for tune in [retiring, rolling, failing, checkpointing, restarting, waiting, moving, consuming] {
         for seed in 0..20 {
             let mut plan = Plan::draw(seed);
             tune(&mut plan);

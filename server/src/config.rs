@@ -6,6 +6,7 @@
 
 use crate::limits;
 use crate::node::{Durability, NodeOptions};
+use crate::shard::{LateOptions, Timings};
 use crate::units::{Size, Span};
 use ringmq_format::limits as format_limits;
 use serde::Deserialize;
@@ -74,6 +75,10 @@ pub struct Said {
     pub retain_size: Option<Size>,
     pub auto_create_topics: Option<bool>,
     pub connections_max: Option<u32>,
+    pub delay_max: Option<Span>,
+    pub check_after: Option<Span>,
+    pub check_every: Option<Span>,
+    pub checks_max: Option<u16>,
     #[serde(deserialize_with = "durability")]
     #[serde(default)]
     pub durability: Option<Durability>,
@@ -83,7 +88,7 @@ pub struct Said {
 }
 
 /// The keys of the file, which are the names of the flags.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 21] = [
     "dev",
     "data",
     "listen",
@@ -97,6 +102,10 @@ pub const KEYS: [&str; 17] = [
     "retain-size",
     "auto-create-topics",
     "connections-max",
+    "delay-max",
+    "check-after",
+    "check-every",
+    "checks-max",
     "durability",
     "pin",
     "log-level",
@@ -158,6 +167,10 @@ impl Said {
             retain_size: self.retain_size.or(below.retain_size),
             auto_create_topics: self.auto_create_topics.or(below.auto_create_topics),
             connections_max: self.connections_max.or(below.connections_max),
+            delay_max: self.delay_max.or(below.delay_max),
+            check_after: self.check_after.or(below.check_after),
+            check_every: self.check_every.or(below.check_every),
+            checks_max: self.checks_max.or(below.checks_max),
             durability: self.durability.or(below.durability),
             pin: self.pin.or(below.pin),
             log_level: self.log_level.or(below.log_level),
@@ -212,6 +225,7 @@ impl Config {
     /// Fills in the defaults and checks the relations.
     pub fn new(said: Said) -> Result<Self, ConfigError> {
         let dev = said.dev.unwrap_or(false);
+        let late = late_options(&said)?;
         let data = match said.data {
             Some(data) if data.as_os_str().is_empty() => {
                 return refuse("data: the name of a directory is empty");
@@ -249,6 +263,7 @@ impl Config {
             retain_size: said.retain_size.map(|size| size.0),
             auto_create_topics: said.auto_create_topics.unwrap_or(dev),
             connections_max: said.connections_max.unwrap_or(limits::CONNECTIONS_DEFAULT),
+            late,
             durability: said.durability,
             pin: said.pin.unwrap_or(true),
         };
@@ -273,6 +288,10 @@ impl Config {
             ("segment-size", a.segment_size != b.segment_size),
             ("auto-create-topics", a.auto_create_topics != b.auto_create_topics),
             ("connections-max", a.connections_max != b.connections_max),
+            ("delay-max", a.late.delay_max_ms != b.late.delay_max_ms),
+            ("check-after", a.late.timings.first_ms != b.late.timings.first_ms),
+            ("check-every", a.late.timings.every_ms != b.late.timings.every_ms),
+            ("checks-max", a.late.timings.checks_max != b.late.timings.checks_max),
             ("durability", a.durability != b.durability),
             ("pin", a.pin != b.pin),
             ("log-format", self.log_format != newer.log_format),
@@ -281,6 +300,30 @@ impl Config {
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
     }
+}
+
+fn late_options(said: &Said) -> Result<LateOptions, ConfigError> {
+    let default = LateOptions::default();
+    let millis = |key: &str, span: Option<Span>, default: u32| match span {
+        None => Ok(default),
+        Some(Span(ms)) if ms > 0 && ms <= limits::CHECK_SPAN_MAX_MS => Ok(ms as u32),
+        Some(span) => {
+            refuse(format!("{key}: {span} is not between 1ms and {}", Span(limits::CHECK_SPAN_MAX_MS)))
+        }
+    };
+    let timings = Timings {
+        first_ms: millis("check-after", said.check_after, default.timings.first_ms)?,
+        every_ms: millis("check-every", said.check_every, default.timings.every_ms)?,
+        checks_max: said.checks_max.unwrap_or(default.timings.checks_max),
+    };
+    if timings.checks_max == 0 {
+        return refuse("checks-max: 0 would park a transaction before anybody was asked");
+    }
+    let delay_max_ms = said.delay_max.map_or(default.delay_max_ms, |span| span.0);
+    if delay_max_ms == 0 || delay_max_ms > limits::DELAY_MAX_MS {
+        return refuse(format!("delay-max: not between 1ms and {}", Span(limits::DELAY_MAX_MS)));
+    }
+    Ok(LateOptions { timings, delay_max_ms })
 }
 
 fn address(key: &str, text: &str) -> Result<SocketAddr, ConfigError> {

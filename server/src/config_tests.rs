@@ -25,6 +25,10 @@ const EVERY_KEY: &str = r#"
     retain-size = "8G"
     auto-create-topics = true
     connections-max = 100
+    delay-max = "7d"
+    check-after = "2s"
+    check-every = "5s"
+    checks-max = 3
     durability = "flush"
     pin = false
     log-level = "debug"
@@ -41,6 +45,8 @@ fn every_key_is_read_from_the_file() {
     assert_eq!(config.node.memory, 512 << 20);
     assert_eq!(config.node.segment_size, 16 << 20);
     assert_eq!(config.node.retain_time_ms, Some(7 * 86_400_000));
+    let timings = crate::shard::Timings { first_ms: 2_000, every_ms: 5_000, checks_max: 3 };
+    assert_eq!((config.node.late.timings, config.node.late.delay_max_ms), (timings, 7 * 86_400_000));
     assert_eq!(config.node.durability, Some(Durability::Flush));
     assert_eq!(config.admin_listen, None);
     assert_eq!(config.log_level, LogLevel::Debug);
@@ -100,6 +106,9 @@ fn relations_are_checked() {
         ("data = \"a\"\ndisk-limit = \"1M\"", "at least 33 MiB"),
         ("data = \"a\"\ndisk-limit = \"1G\"\nretain-size = \"1G\"", "not below disk-limit"),
         ("data = \"a\"\nretain-time = \"0s\"", "keep nothing"),
+        ("data = \"a\"\nchecks-max = 0", "checks-max"),
+        ("data = \"a\"\ncheck-every = \"2d\"", "check-every"),
+        ("data = \"a\"\ndelay-max = \"0s\"", "delay-max"),
         ("data = \"a\"\nconnections-max = 0", "between 1 and"),
     ] {
         let error = refused(text);

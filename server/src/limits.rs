@@ -27,6 +27,11 @@ pub const SEGMENT_SIZE_DEFAULT: u64 = 256 << 20;
 /// superblock, sidecars and checkpoints.
 pub const DISK_PER_SHARD_MIN: u64 = 4 * (8 << 20) + (1 << 20);
 
+/// Longest time to and between checks of a transaction.
+pub const CHECK_SPAN_MAX_MS: u64 = 24 * 60 * 60 * 1000;
+/// Longest delay that `--delay-max` may allow: ten years.
+pub const DELAY_MAX_MS: u64 = 3_650 * 24 * 60 * 60 * 1000;
+
 /// Connections of a server.
 pub const CONNECTIONS_DEFAULT: u32 = 1024;
 /// Connections that `--connections-max` may ask for.

@@ -10,7 +10,7 @@
 pub use crate::exit_code::{Fatal, FatalReason};
 use crate::limits::CONNECTION_MEMORY_SHARE;
 use crate::shard::mail::{Mailboxes, mesh};
-use crate::shard::{ServerOptions, ShardServer};
+use crate::shard::{LateOptions, ServerOptions, ShardServer};
 use ringmq_engine::planted::Planted;
 use ringmq_engine::recovery::{OpenError, choose_durability};
 use ringmq_engine::ring::{BufRange, Doorbell, Errno, FileId, Op, Ring, RingConfig};
@@ -59,6 +59,8 @@ pub struct NodeOptions {
     pub auto_create_topics: bool,
     /// Connections of all shards together.
     pub connections_max: u32,
+    /// Transactions and delays.
+    pub late: LateOptions,
     /// None: measured when the directory is created.
     pub durability: Option<Durability>,
     /// Pin each shard to a core.
@@ -794,6 +796,7 @@ fn serve(
         shard_ports: go.ports,
         frame_size_max: frame_size_max(shared.options.segment_size) as u32,
         node_id: shared.identity.node_id,
+        late: shared.options.late,
     };
     let drained = Arc::clone(&shared.drained);
     let mut server = ShardServer::new(ring, shard, server_options, listeners, mailboxes, drained);

@@ -81,6 +81,18 @@ pub(crate) struct ServerArgs {
     /// Connections, at most [default: 1024].
     #[arg(long, value_name = "N")]
     connections_max: Option<u32>,
+    /// Longest delay of a message, unless its topic says otherwise [default: 40d].
+    #[arg(long, value_name = "TIME")]
+    delay_max: Option<Span>,
+    /// Age of a transaction that nobody ended at its first check [default: 6s].
+    #[arg(long, value_name = "TIME")]
+    check_after: Option<Span>,
+    /// Time between two checks of a transaction [default: 30s].
+    #[arg(long, value_name = "TIME")]
+    check_every: Option<Span>,
+    /// Checks after which a transaction waits for an operator [default: 15].
+    #[arg(long, value_name = "N")]
+    checks_max: Option<u16>,
     /// How writes become durable, for a new directory [default: the faster one, measured].
     #[arg(long, value_name = "CALL")]
     durability: Option<DurabilityFlag>,
@@ -138,6 +150,10 @@ fn said(args: ServerArgs) -> Said {
         retain_size: args.retain_size,
         auto_create_topics: args.auto_create_topics,
         connections_max: args.connections_max,
+        delay_max: args.delay_max,
+        check_after: args.check_after,
+        check_every: args.check_every,
+        checks_max: args.checks_max,
         durability: args.durability.map(|call| match call {
             DurabilityFlag::Dsync => Durability::Dsync,
             DurabilityFlag::Flush => Durability::Flush,

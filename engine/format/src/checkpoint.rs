@@ -42,9 +42,9 @@ pub enum ChunkKind {
     Transactions = 6,
     /// [`BodyItem`]: bodies that a BIND of another segment names, or that were moved.
     Bodies = 7,
-    /// Groups.
+    /// [`crate::consumer_group::ConsumerGroup`].
     Groups = 8,
-    /// Cursors.
+    /// [`crate::cursor::CursorChunkHeader`], then items of the kind that it names.
     Cursors = 9,
     /// [`EndedTimerItem`]: delays that were delivered or cancelled, for those who ask.
     EndedTimers = 10,

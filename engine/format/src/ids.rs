@@ -44,6 +44,11 @@ id! {
     PartitionId(u32)
 }
 id! {
+    /// A consumer group, unique in a data directory and never reused. 0 is never given.
+    /// Its coordinator is shard `id mod shards`.
+    GroupId(u32)
+}
+id! {
     /// Record number in a partition, dense from 0.
     Offset(u64)
 }
@@ -74,6 +79,13 @@ impl PartitionId {
     pub fn shard(self, shards: u16) -> ShardId {
         assert!(shards > 0, "a data directory has at least one shard");
         ShardId((self.0 % u32::from(shards)) as u16)
+    }
+}
+
+impl GroupId {
+    /// The shard that coordinates this group in a directory of `shards` shards.
+    pub fn coordinator(self, shards: u16) -> ShardId {
+        PartitionId(self.0).shard(shards)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The layout of every structure at rest, as text: what `FORMAT.md` promises and the golden test pins.
 
 use crate::{
-    catalogue, checkpoint, frame, group, identity, late, limits, record, segment, sidecar, superblock,
+    catalogue, checkpoint, consumer_group, cursor, frame, group, identity, late, limits, record, segment,
+    sidecar, superblock,
 };
 use std::fmt::Write;
 
@@ -117,6 +118,8 @@ pub fn text() -> String {
             partitions,
             name_len,
             state,
+            settings,
+            revision,
             reserved,
             created_ms,
         }
@@ -152,6 +155,49 @@ pub fn text() -> String {
         }
     );
     table!(out, late::TimerItem { identity, due_ms, time_ms });
+    table!(
+        out,
+        catalogue::TopicSettingsItem {
+            retention_ms,
+            retention_bytes,
+            delay_max_ms,
+            ttl_ms,
+            rate_bytes,
+            producer_rate_bytes,
+            rate_records,
+            record_size_max,
+            kind,
+            reserved,
+        }
+    );
+    table!(
+        out,
+        consumer_group::ConsumerGroupHeader {
+            group,
+            name_len,
+            state,
+            mode,
+            created_ms,
+            start_value,
+            rate_bytes,
+            rate_records,
+            concurrency,
+            invisible_ms,
+            max_attempts,
+            backoff_steps,
+            subscriptions,
+            start,
+            ordered,
+            reserved,
+        }
+    );
+    table!(out, consumer_group::GroupSubscriptionHeader { topic_len, filter_len });
+    table!(out, cursor::CursorHeader { txn, entries, reserved });
+    table!(out, cursor::CursorEntry { instance, offset, group, partition });
+    table!(out, cursor::AckHeader { entries, reserved });
+    table!(out, cursor::AckEntryHeader { group, partition, watermark, ranges, retries, flags, reserved });
+    table!(out, cursor::AckRange { start, end });
+    table!(out, cursor::RetryEntry { offset, visible_ms, attempt, reserved });
     table!(
         out,
         sidecar::SidecarHeader {
@@ -224,6 +270,8 @@ pub fn text() -> String {
     table!(out, checkpoint::SegmentRef { first_offset, segment, entry });
     table!(out, checkpoint::ProducerItem { producer, epoch, filled, next_sequence, last_time, window });
     table!(out, checkpoint::ProducerFrame { base_sequence, count, base_offset, timestamp });
+    table!(out, cursor::CursorChunkHeader { what, reserved });
+    table!(out, cursor::CursorItem { lsn, instance, offset, group, partition });
     table!(out, checkpoint::PendingItem { txn, identity, at, due_ms, partition, len, count, payload_crc });
     table!(
         out,
@@ -356,6 +404,8 @@ mod tests {
             deleted: false,
             created_ms: 1_795_328_984_100,
             name: "hello".to_owned(),
+            revision: 0,
+            settings: Default::default(),
         };
         let mut payload = Vec::new();
         topic.encode(&mut payload);

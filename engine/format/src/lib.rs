@@ -12,7 +12,9 @@
 pub mod catalogue;
 pub mod checkpoint;
 pub mod checksum;
+pub mod consumer_group;
 pub mod corruption;
+pub mod cursor;
 pub mod frame;
 pub mod group;
 pub mod identity;

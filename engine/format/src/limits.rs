@@ -63,6 +63,21 @@ pub const PARTITIONS_MAX: u32 = 1 << 20;
 /// Shards of a data directory.
 pub const SHARDS_MAX: u16 = 64;
 
+/// Consumer groups of a data directory.
+pub const GROUPS_MAX: usize = 16_384;
+/// Topics that a group consumes.
+pub const GROUP_SUBSCRIPTIONS_MAX: usize = 64;
+/// A filter expression of a group.
+pub const FILTER_SIZE_MAX: usize = 4 << 10;
+/// Steps of a group's backoff.
+pub const BACKOFF_STEPS_MAX: usize = 64;
+/// Offsets from the first record that a group has not consumed to the last one that it has, in a partition.
+pub const ACK_SPAN_MAX: u64 = 1_000_000;
+/// Bytes of what a group has consumed above its position in a partition, as it stands in a checkpoint.
+pub const ACK_STATE_SIZE_MAX: usize = 64 << 10;
+/// Positions of groups in one transaction, on one shard.
+pub const TRANSACTION_POSITIONS_MAX: usize = 4_096;
+
 /// Unanswered produce frames per producer and partition; also the window in which a repeat is recognised.
 /// Kafka's number.
 pub const PRODUCER_WINDOW: usize = 5;

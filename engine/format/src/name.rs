@@ -48,9 +48,25 @@ pub fn check_topic_name(name: &[u8]) -> Result<&str, NameError> {
     std::str::from_utf8(name).map_err(|error| NameError::Character(error.valid_up_to()))
 }
 
+/// A number for a name, the same for ever: it places a group at its coordinator and numbers the instances of a
+/// broadcast. FNV-1a, 64 bits, and MurmurHash3's finalizer; never 0.
+pub fn name_hash(name: &str) -> u64 {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let mut hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    (hash ^ (hash >> 33)).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hash_of_a_name_is_what_it_was() {
+        assert_eq!(name_hash(""), 0xefd0_1f60_ba99_2926);
+        assert_eq!(name_hash("invoices"), 1_271_343_091_932_067_093);
+    }
 
     #[test]
     fn hostile_names_are_refused() {

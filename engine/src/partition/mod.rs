@@ -1,7 +1,7 @@
 //! A partition: dense offsets, where its frames are, and the producers it remembers.
 //!
 //! Invariants  N1  start <= visible <= next. `next` moves at append, `visible` when the log is durable, `start`
-//!                 when a segment is retired; none ever goes back.
+//!                 when a segment is retired or the topic keeps less; none ever goes back.
 //!             N2  The frames in RAM are in order, and contiguous up to `next` but for what lay in a range set aside
 //!                 (`skip_to`).
 //!             N3  An offset is given once: `next` comes from the log or a checkpoint, never from a guess.
@@ -88,6 +88,27 @@ pub struct Partition {
 const _: () = assert!(size_of::<Partition>() == 128 && size_of::<Option<Partition>>() == 128);
 
 impl Partition {
+    /// Begins at `offset` from now on, or where it ends if that is less.
+    pub fn trim(&mut self, offset: Offset) {
+        self.start = self.start.max(offset.min(self.visible)); // N1
+    }
+
+    /// It has frames in this segment, which has a sidecar and is the oldest, and not all of them are known to lie in
+    /// front of its start.
+    pub fn may_be_read_in(&self, segment: SegmentSeq) -> bool {
+        let mut refs = self.segments.iter();
+        let Some(_) = refs.next().filter(|first| u64::from(first.segment.get()) <= segment.0) else {
+            return false;
+        };
+        let end = refs.next().map_or(self.next, |behind| Offset(behind.first_offset.get()));
+        self.start < end
+    }
+
+    /// When its newest frame was appended; 0 without one.
+    pub fn last_time(&self) -> i64 {
+        self.last_time
+    }
+
     /// An empty partition.
     pub fn new(id: PartitionId) -> Self {
         Self {

@@ -48,6 +48,8 @@ pub struct Recognised {
     pub partitions: BTreeMap<PartitionId, (u64, u64)>,
     /// Frames that made or removed topics.
     pub topics: u64,
+    /// Changes of consumer groups and of their positions.
+    pub groups: u64,
 }
 
 /// What recovery would find.
@@ -298,6 +300,7 @@ impl Recovery<'_> {
                 Ok(header) => {
                     match header.kind() {
                         FrameKind::Topic => found.topics += 1,
+                        FrameKind::Group | FrameKind::Cursor | FrameKind::Ack => found.groups += 1,
                         kind if !kind.has_offsets() => {}
                         _ => {
                             let known = found.partitions.entry(header.partition()).or_default();

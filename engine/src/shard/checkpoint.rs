@@ -3,6 +3,7 @@
 //! States  idle -[begin]-> capturing -[all chunks taken]-> waiting -[durable >= highest stamp]-> publishing
 //!         -[file durable]-> naming -[superblock durable]-> idle
 
+use super::groups::GroupCapture;
 use super::{Shard, Stopping};
 use crate::late::CaptureCursor;
 use crate::log::publish::{Progress, Publish};
@@ -25,6 +26,7 @@ struct Capture {
     facts: CheckpointFacts,
     bytes: Vec<u8>,
     next_partition: usize,
+    groups: GroupCapture,
     /// How far it is with what waits, once the partitions are taken.
     late: Option<CaptureCursor>,
     clean: bool,
@@ -106,8 +108,15 @@ impl Shard {
         };
         self.checkpointing.last_begin = self.log.end();
         self.wants_checkpoint = false;
-        let mut capture =
-            Capture { facts, bytes: vec![0; BLOCK_SIZE], next_partition: 0, late: None, clean, done: false };
+        let mut capture = Capture {
+            facts,
+            bytes: vec![0; BLOCK_SIZE],
+            next_partition: 0,
+            groups: GroupCapture::new(),
+            late: None,
+            clean,
+            done: false,
+        };
         self.capture_segments(&mut capture);
         self.capture_topics(&mut capture);
         self.checkpointing.step = Step::Capturing(capture);
@@ -203,6 +212,15 @@ impl Shard {
                 _ => false,
             };
             if items > 0 && !forgotten {
+                self.push_chunk(capture, kind, (PartitionId(0), PartitionId(0)), items, &payload);
+            }
+            return;
+        }
+        // Behind transactions, whose positions take effect when they are committed.
+        if !capture.groups.is_done() {
+            let (kind, chunks) = self.capture_groups(&mut capture.groups);
+            let forgotten = self.options.planted.has(Bug::CursorsForgotten);
+            for (items, payload) in chunks.into_iter().filter(|_| !forgotten) {
                 self.push_chunk(capture, kind, (PartitionId(0), PartitionId(0)), items, &payload);
             }
             return;

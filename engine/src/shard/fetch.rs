@@ -468,6 +468,28 @@ impl Shard {
         }
     }
 
+    /// Since when the first record at or behind `offset` is visible; the end and [`NO_TIME`] if there is none.
+    pub fn visible_since(&mut self, ring: &Ring, id: PartitionId, offset: Offset) -> TimeLookup {
+        let Some(partition) = self.partition(id) else { return TimeLookup::UnknownPartition };
+        let visible = partition.visible();
+        let offset = offset.max(partition.start());
+        if offset >= visible {
+            return TimeLookup::At(visible, NO_TIME);
+        }
+        match partition.locate(&self.frames, offset) {
+            Place::Frame(frame) => TimeLookup::At(offset.max(frame.first_offset), frame.timestamp),
+            Place::Nowhere => TimeLookup::Damaged,
+            Place::Sidecar(segment, first) => {
+                match self.find_entry(ring, segment, first, id, |entry| entry.first_offset.get() <= offset.0)
+                {
+                    Index::Found(Entry { entry, .. }) => TimeLookup::At(offset, entry.timestamp.get()),
+                    Index::Coming => TimeLookup::Cold,
+                    Index::Nothing | Index::Damaged => TimeLookup::Damaged,
+                }
+            }
+        }
+    }
+
     /// The frame that begins at `offset`, found in the index of its segment, with its own time.
     fn at_offset(
         &mut self,

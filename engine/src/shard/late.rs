@@ -9,8 +9,9 @@ use super::fetch::Found;
 use super::{AppendError, Appended, Shard, Stopping, check_frame, judge};
 use crate::format::frame::{Frame, FrameKind};
 use crate::format::late::{BIND_SIZE, Bind, BindReason, Late as LateFields, Mark, TimerItem, encode_timers};
+use crate::format::limits::frame_size_max;
 use crate::format::{Lsn, Offset, PartitionId};
-use crate::late::{Late, LateLimits, LateRefusal, Position, Resolution, Waiting};
+use crate::late::{Late, LateLimits, LateRefusal, Resolution, Waiting};
 use crate::log::Refused;
 use crate::partition::producers::Original;
 use crate::planted::Bug;
@@ -269,6 +270,7 @@ impl Shard {
             return Some(Err(LateError::Resolved(resolution)));
         }
         let Resolution { time_ms, halves, durable_at, .. } = resolution;
+        let durable_at = if self.options.planted.has(Bug::EndToldEarly) { Lsn(0) } else { durable_at };
         Some(Ok(Ended { durable_at, time_ms, halves, earlier: true })) // E3
     }
 
@@ -351,12 +353,9 @@ impl Shard {
         }
         let durable_at = self.append_mark(ring, &bytes)?;
         let positions = self.late.committed(&mark, durable_at);
-        self.apply_positions(&positions);
+        self.apply_positions(Lsn(durable_at.0 - bytes.len() as u64), &positions);
         Ok(Ended { durable_at, time_ms, halves: halves as u32, earlier: false })
     }
-
-    /// Positions of groups take effect: the transaction that they belong to has been committed. Replay does the same.
-    fn apply_positions(&mut self, _positions: &[Position]) {}
 
     fn append_mark(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<Lsn, LateError> {
         let Ok(frame) = Frame::parse(bytes) else { panic!("a frame just encoded does not parse") };
@@ -544,6 +543,7 @@ impl Shard {
         let touched = Some((index as u32, frame.header.end_offset()));
         let lsn = self.log.append(ring, frame.header, &bytes, touched)?;
         partition.push(&mut self.frames, frame.header, lsn);
+        self.topic_retention.appended(index, base_offset, u64::from(bind.target_len));
         let durable_at = lsn.plus(BIND_SIZE as u64);
         let segment_base = self.log.segments().back().map_or(lsn, |segment| segment.facts.base);
         self.late.bound(bind, lsn, segment_base, timestamp, durable_at);
@@ -628,8 +628,11 @@ impl Shard {
                 return Err(LateError::UnknownPartition);
             }
         }
-        let also_len = also.map_or(0, <[u8]>::len);
-        self.log.reserve(ring, binds.len() * BIND_SIZE + also_len)?;
+        let bytes = binds.len() * BIND_SIZE + also.map_or(0, <[u8]>::len);
+        if bytes > frame_size_max(self.options.segment_size) {
+            return Err(LateError::TooLarge);
+        }
+        self.log.reserve(ring, bytes)?;
         let mut offsets = Vec::with_capacity(binds.len());
         let mut durable_at = self.log.end();
         for new in binds {

@@ -11,12 +11,16 @@
 mod bodies;
 mod checkpoint;
 mod fetch;
+mod groups;
 mod late;
 pub mod offline;
 mod replay;
+mod retention;
 mod sidecars;
 
 use crate::catalogue::Catalogue;
+use crate::cursors::Cursors;
+use crate::cursors::groups::GroupTable;
 use crate::late::{Late, LateLimits};
 use crate::log::arena::ARENA_SIZE_MIN;
 use crate::log::{Log, LogOptions, LogStats, Poison, Refused, Segment, room};
@@ -29,6 +33,7 @@ use crate::recovery::{self, OpenError, OpenOptions, RecoveryReport};
 use crate::ring::{Completion, Ring};
 use checkpoint::Checkpointing;
 pub use fetch::{Delivered, Fetched, NO_TIME, TimeLookup};
+pub use groups::CURSORS_PER_FRAME_MAX;
 #[cfg(feature = "sim")]
 pub use late::BindTrace;
 pub use late::{
@@ -212,6 +217,8 @@ pub struct Shard {
     /// Frames of the window and of segments without a sidecar.
     frames: FrameIndex,
     catalogue: Catalogue,
+    groups: GroupTable,
+    cursors: Cursors,
     late: Late,
     timers: late::TimerState,
     moving: bodies::Moving,
@@ -222,6 +229,7 @@ pub struct Shard {
     checkpointing: Checkpointing,
     stopping: Stopping,
     retention_at_us: u64,
+    topic_retention: retention::TopicRetention,
     wants_checkpoint: bool,
     stats: ShardStats,
     visible_scratch: Vec<(u32, Offset)>,
@@ -245,7 +253,7 @@ impl Shard {
         };
         let mut replay = replay::Replay::new(options.shard, options.shards, progress);
         let (start, report) = recovery::open(ring, &open_options, &mut replay)?;
-        let replay::Replayed { mut partitions, frames, catalogue, mut late } =
+        let replay::Replayed { mut partitions, frames, catalogue, mut late, groups, cursors } =
             replay.finish().map_err(|corruption| undeleted(&open_options, corruption))?;
         let log_start_seq = start.superblock.log_start_seq;
         for partition in partitions.iter_mut().flatten() {
@@ -279,6 +287,8 @@ impl Shard {
             partitions,
             frames,
             catalogue,
+            groups,
+            cursors,
             late,
             timers: late::TimerState::default(),
             moving: bodies::Moving::default(),
@@ -289,6 +299,7 @@ impl Shard {
             checkpointing: Checkpointing::after(covered.0, covered.1),
             stopping: Stopping::No,
             retention_at_us: 0,
+            topic_retention: retention::TopicRetention::default(),
             wants_checkpoint: false,
             stats: ShardStats::default(),
             visible_scratch: Vec::new(),
@@ -297,6 +308,8 @@ impl Shard {
         let mut shard = shard;
         let bytes = waiting_bytes_max(&shard.options);
         shard.set_late_limits(LateLimits { bytes, ..LateLimits::default() });
+        let topics: Vec<TopicEntry> = shard.catalogue.all().cloned().collect();
+        topics.iter().for_each(|topic| shard.retain_topic(topic));
         Ok((shard, report))
     }
 
@@ -349,13 +362,18 @@ impl Shard {
     }
 
     fn partition(&self, id: PartitionId) -> Option<&Partition> {
-        self.partitions.get(self.index(id))?.as_ref().filter(|partition| partition.id() == id)
+        partition_of(&self.partitions, self.options.shards, id)
     }
 
     /// Where a partition begins and ends; `None` if it is not here.
     pub fn extent(&self, id: PartitionId) -> Option<Extent> {
         let partition = self.partition(id)?;
         Some(Extent { start: partition.start(), visible: partition.visible() })
+    }
+
+    /// When something was last appended to a partition, Unix milliseconds; 0 if nothing ever was.
+    pub fn last_time(&self, id: PartitionId) -> i64 {
+        self.partition(id).map_or(0, Partition::last_time)
     }
 
     /// Appends a producer's frame. `frame` is whole and its header was parsed (F1 to F5).
@@ -392,6 +410,7 @@ impl Shard {
         let lsn = self.log.append(ring, &header, frame.bytes, touched)?;
         let durable_at = lsn.plus(frame.bytes.len() as u64);
         partition.push(&mut self.frames, &header, lsn);
+        self.topic_retention.appended(index, base_offset, frame.bytes.len() as u64);
         partition.producers.take(&header, Original { base_offset, timestamp, end_lsn: durable_at });
         self.stats.records += u64::from(header.count.get());
         self.stats.frame_bytes += frame.bytes.len() as u64;
@@ -416,6 +435,10 @@ impl Shard {
             self.options.shards,
             entry.clone(),
         );
+        self.retain_topic(entry);
+        if entry.deleted {
+            groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
+        }
         Ok(lsn.plus(bytes.len() as u64))
     }
 
@@ -494,7 +517,9 @@ impl Shard {
             return cold;
         }
         let running = self.stopping == Stopping::No;
-        let retains = self.options.retain_time_ms.is_some() || self.options.retain_size.is_some();
+        let retains = self.options.retain_time_ms.is_some()
+            || self.options.retain_size.is_some()
+            || self.topic_retention.is_needed();
         let retention = (running && retains).then_some(self.retention_at_us);
         let checkpoint = (running && self.wants_checkpoint && self.checkpointing.is_idle())
             .then_some(self.checkpointing.retry_at_us());
@@ -515,11 +540,12 @@ impl Shard {
             return;
         }
         self.retention_at_us = now.mono_us + RETENTION_PERIOD_US;
+        self.turn_topic_retention(ring);
         let by_age = self.oldest_has_expired(now.wall_ms);
         loop {
             let kept: u64 = self.log.segments().iter().map(|segment| segment.facts.capacity).sum();
             let by_size = self.options.retain_size.is_some_and(|size| kept > size);
-            if !(by_size || by_age) || self.log.segments().len() < 2 {
+            if !(by_size || by_age || self.oldest_is_dead()) || self.log.segments().len() < 2 {
                 return;
             }
             let Some(oldest) = self.log.segments().front() else { return };
@@ -537,7 +563,7 @@ impl Shard {
             for partition in self.partitions.iter_mut().flatten() {
                 partition.retire(&self.frames, segment.facts.seq);
             }
-            if by_age && !by_size {
+            if !by_size {
                 return; // one a period: a clock that jumps ahead empties nothing at once
             }
         }
@@ -609,6 +635,16 @@ impl Shard {
             other => other,
         };
     }
+}
+
+fn partition_of(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> Option<&Partition> {
+    let index = id.0 as usize / usize::from(shards);
+    partitions.get(index)?.as_ref().filter(|partition| partition.id() == id)
+}
+
+/// Whether a partition is among these.
+fn is_here(partitions: &[Option<Partition>], shards: u16, id: PartitionId) -> bool {
+    partition_of(partitions, shards, id).is_some()
 }
 
 /// Whether a producer's frame may be taken at all; what is to be answered, if it was taken before.

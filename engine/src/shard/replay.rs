@@ -1,6 +1,8 @@
 //! What recovery finds, turned into partitions and topics.
 
 use crate::catalogue::Catalogue;
+use crate::cursors::Cursors;
+use crate::cursors::groups::GroupTable;
 use crate::late::{Late, Position, Replayed as Effect};
 use crate::partition::index::FrameIndex;
 use crate::partition::producers::Original;
@@ -8,7 +10,9 @@ use crate::partition::{FrameRef, Partition};
 use crate::recovery::Visitor;
 use ringmq_format::catalogue::TopicEntry;
 use ringmq_format::checkpoint::{Chunk, ChunkKind, PartitionItem};
+use ringmq_format::consumer_group::ConsumerGroup;
 use ringmq_format::corruption::{Corruption, Damage};
+use ringmq_format::cursor::{CursorChange, decode_acks, decode_cursors};
 use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
 use ringmq_format::late::BIND_SIZE;
 use ringmq_format::limits::FRAME_RECORDS_MAX;
@@ -62,6 +66,8 @@ pub(super) struct Replay<'a> {
     partitions: Vec<Option<Partition>>,
     frames: FrameIndex,
     catalogue: Catalogue,
+    groups: GroupTable,
+    cursors: Cursors,
     /// By the index of the partition.
     reflected: Vec<Reflected>,
     /// By the index of the partition: records that it may have had in ranges set aside, at most, since its last
@@ -77,6 +83,8 @@ pub(super) struct Replayed {
     pub(super) partitions: Vec<Option<Partition>>,
     pub(super) frames: FrameIndex,
     pub(super) catalogue: Catalogue,
+    pub(super) groups: GroupTable,
+    pub(super) cursors: Cursors,
     pub(super) late: Late,
 }
 
@@ -88,6 +96,8 @@ impl<'a> Replay<'a> {
             partitions: Vec::new(),
             frames: FrameIndex::default(),
             catalogue: Catalogue::default(),
+            groups: GroupTable::default(),
+            cursors: Cursors::default(),
             reflected: Vec::new(),
             lost: Vec::new(),
             late: Late::default(),
@@ -110,8 +120,8 @@ impl<'a> Replay<'a> {
                 partition.skip_to(partition.next().plus(*lost));
             }
         }
-        let Self { partitions, frames, catalogue, late, .. } = self;
-        Ok(Replayed { partitions, frames, catalogue, late })
+        let Self { partitions, frames, catalogue, late, groups, cursors, .. } = self;
+        Ok(Replayed { partitions, frames, catalogue, late, groups, cursors })
     }
 
     fn index(&self, id: PartitionId) -> usize {
@@ -125,6 +135,9 @@ impl<'a> Replay<'a> {
     }
 
     fn enter_topic(&mut self, entry: TopicEntry) {
+        if entry.deleted {
+            super::groups::forget_partitions(&mut self.cursors, entry.first_partition, entry.partitions);
+        }
         enter_topic(&mut self.catalogue, &mut self.partitions, self.shard, self.shards, entry);
         self.reflected.resize(self.partitions.len(), Reflected::Nothing);
     }
@@ -198,7 +211,15 @@ impl Replay<'_> {
     }
 
     /// Positions of groups take effect: the transaction that they belong to was committed.
-    fn apply_positions(&mut self, _positions: &[Position]) {}
+    fn apply_positions(&mut self, lsn: Lsn, positions: &[Position]) {
+        let changes: Vec<_> = positions.iter().map(super::groups::change_of).collect();
+        self.apply_cursors(lsn, &changes);
+    }
+
+    fn apply_cursors(&mut self, lsn: Lsn, changes: &[CursorChange]) {
+        let (partitions, shards) = (&self.partitions, self.shards);
+        self.cursors.apply_cursors(lsn, changes.iter().copied(), |id| super::is_here(partitions, shards, id));
+    }
 }
 
 /// Remembers a producer's frame.
@@ -223,6 +244,12 @@ impl Visitor for Replay<'_> {
                     self.expect_topic(entry);
                 }
             }
+            ChunkKind::Groups => {
+                for _ in 0..chunk.items {
+                    self.groups.enter(ConsumerGroup::take(&mut rest)?);
+                }
+            }
+            ChunkKind::Cursors => self.cursors.restore(rest, chunk.items)?,
             ChunkKind::Partitions => {
                 for _ in 0..chunk.items {
                     let item = PartitionItem::take(&mut rest)?;
@@ -242,10 +269,6 @@ impl Visitor for Replay<'_> {
                         partition.push_index(frames, frame);
                     }
                 }
-            }
-            ChunkKind::Groups | ChunkKind::Cursors => {
-                let kind = chunk.kind as u64;
-                return Err(Corruption::new("checkpoint", "chunk kind", Damage::Field, 0, kind));
             }
             kind => self.late.restore(kind, chunk.items, chunk.payload)?,
         }
@@ -276,13 +299,30 @@ impl Visitor for Replay<'_> {
                 let entry = TopicEntry::take(&mut payload)?;
                 self.enter_topic(entry);
             }
+            FrameKind::Group => self.groups.enter(ConsumerGroup::take(&mut frame.payload())?),
+            FrameKind::Cursor => {
+                let (txn, entries) = decode_cursors(frame.payload())?;
+                let changes: Vec<CursorChange> = entries.iter().map(|entry| (*entry).into()).collect();
+                if txn == 0 {
+                    self.apply_cursors(lsn, &changes);
+                } else {
+                    let positions = super::groups::waiting_positions(&changes);
+                    self.late.add_positions(txn, "", header.timestamp.get(), &positions);
+                }
+            }
+            FrameKind::Ack => {
+                let (partitions, shards) = (&self.partitions, self.shards);
+                for change in decode_acks(frame.payload())? {
+                    self.cursors.apply_ack(lsn, &change, |id| super::is_here(partitions, shards, id));
+                }
+            }
             FrameKind::Data => self.enter_frame(lsn, header)?,
             // What waits, and what ends that, whatever has become of the partition.
             kind => match self.late.replay(lsn, self.segment_base, frame)? {
                 Effect::Done => {}
                 Effect::Sequence(_) => self.enter_sequence(lsn, header),
                 Effect::Offsets => self.enter_frame(lsn, header)?,
-                Effect::Positions(positions) => self.apply_positions(&positions),
+                Effect::Positions(positions) => self.apply_positions(lsn, &positions),
                 Effect::Foreign => {
                     let (expected, found) = (FrameKind::Data as u64, kind as u64);
                     return Err(Corruption::new("frame", "kind", Damage::Field, expected, found));

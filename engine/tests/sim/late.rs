@@ -144,6 +144,17 @@ pub(crate) struct LateModel {
     events: VecDeque<(Lsn, Event)>,
 }
 
+impl Event {
+    /// How a transaction or a delay has ended, if it says so.
+    fn ends(&self) -> Option<(u128, u64)> {
+        match self {
+            Self::Committed(txn, _) | Self::Aborted(txn) | Self::Decided(txn) => Some((*txn, 0)),
+            Self::Bound(identity, BindReason::Due) | Self::Timer(identity, None) => Some((0, *identity)),
+            _ => None,
+        }
+    }
+}
+
 impl LateModel {
     /// Something was appended that ends at `durable_at`.
     pub(crate) fn note(&mut self, durable_at: Lsn, event: Event) {
@@ -166,6 +177,21 @@ impl LateModel {
         self.events.clear();
         self.now = self.base.clone();
         self.now.check_whole()
+    }
+
+    /// An end may be told when `at` is durable: is it itself then? `what` is a transaction, or a delay behind 0.
+    pub(crate) fn check_told(&self, what: (u128, u64), at: Lsn) -> Checked {
+        // What was decided is applied later: what was said first counts.
+        if self.base.txns.get(&what.0).is_some_and(|txn| txn.end.is_some()) {
+            return Ok(());
+        }
+        let end = self.events.iter().find(|(_, event)| event.ends() == Some(what)).map(|(end, _)| *end);
+        match end {
+            Some(end) if end > at => {
+                Err(wrong("an end is told when it is durable", format!("{what:x?}: {end}, told at {at}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn by_digest(&self, digest: u64) -> Option<(u64, &Body)> {

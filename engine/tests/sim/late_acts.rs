@@ -282,7 +282,12 @@ impl Harness {
     ) -> Step<()> {
         let live = self.live_partitions(shard);
         let remembers = self.plan.sim.clock.jump_ms_max < 10_000_000;
-        let late = &mut self.known[shard].late;
+        let super::Known { late, cursors, .. } = &mut self.known[shard];
+        match ended {
+            Ok(Ended { earlier: true, durable_at, .. }) => late.check_told((txn, 0), durable_at)?,
+            Err(LateError::Resolved(end)) => late.check_told((txn, 0), end.durable_at)?,
+            _ => {}
+        }
         let known = late.now.txns.get(&txn).cloned().unwrap_or_default();
         let right = match ended {
             Err(LateError::Busy | LateError::DiskFull | LateError::Poisoned) => return Ok(()),
@@ -298,6 +303,7 @@ impl Harness {
                 let event =
                     if commit { Event::Committed(txn, gone.copied().collect()) } else { Event::Aborted(txn) };
                 late.note(durable_at, event);
+                cursors.note(durable_at, super::cursors::Event::Ended(txn, commit));
                 let forgotten = known.end.is_some() && !remembers;
                 known.end.is_none() || known.decided || forgotten
             }
@@ -371,6 +377,9 @@ impl Harness {
         let changed = live.change_timers(ring, &[change, invented]);
         self.world.note(&format!("change {identity} to {due_ms:?}: {changed:?}"));
         let Ok((outcomes, durable_at)) = changed else { return Ok(()) };
+        if let TimerOutcome::Delivered(at) | TimerOutcome::Cancelled(at) = outcomes[0] {
+            self.known[shard].late.check_told((0, identity), at)?;
+        }
         let remembers = self.plan.sim.clock.jump_ms_max < 10_000_000;
         let right = match (outcomes[0], body.state) {
             (TimerOutcome::Done, State::Delay) => {

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test uses a part
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+pub(crate) mod cursors;
 pub(crate) mod late;
 mod late_acts;
 pub(crate) mod model;
@@ -66,6 +67,7 @@ impl Live {
 pub(crate) struct Known {
     pub(crate) topics: Vec<TopicModel>,
     pub(crate) late: late::LateModel,
+    pub(crate) cursors: cursors::CursorModel,
     /// Digests of DATA that was bound a second time, by its identity.
     pub(crate) data: std::collections::BTreeMap<u64, u64>,
     names: u64,
@@ -361,6 +363,7 @@ impl Harness {
         }
         known.durable = durable;
         known.late.settle(durable);
+        known.cursors.settle(durable);
         for topic in &mut known.topics {
             topic.state = match topic.state {
                 TopicState::Creating(at) if at <= durable => TopicState::Live,
@@ -397,6 +400,9 @@ impl Harness {
 
     /// One thing that clients do.
     fn act(&mut self, shard: usize) -> Step<()> {
+        if self.plan.groups && self.draw.one_in(3) {
+            return self.act_groups(shard);
+        }
         if self.plan.late && self.draw.one_in(2) {
             return self.act_late(shard);
         }
@@ -446,6 +452,8 @@ impl Harness {
             if let Ok(at) = live.append_topic(ring, &entry) {
                 self.world.note(&format!("topic {} deleted, durable at {at}", entry.topic));
                 topic.state = TopicState::Deleting(at);
+                let gone = topic.partitions.iter().map(|partition| partition.id).collect();
+                self.known[shard].cursors.note(at, cursors::Event::Gone(gone));
             }
         } else if topics.len() < 5 {
             let partitions = 1 + self.draw.below(4) as u32;
@@ -706,6 +714,7 @@ impl Harness {
         known.topics.retain(|topic| live.catalogue().by_id(topic.entry.topic).is_some());
         let found = self.live[shard].shard.durable();
         self.known[shard].late.recover(found)?;
+        self.known[shard].cursors.recover(found);
         for index in 0..self.known[shard].topics.len() {
             if self.known[shard].topics[index].state != TopicState::Live {
                 continue;
@@ -727,6 +736,7 @@ impl Harness {
                 self.read_all(shard, topic, partition)?;
             }
         }
+        self.check_groups(shard)?;
         self.check_late(shard)
     }
 

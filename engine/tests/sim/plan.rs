@@ -59,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) errors: bool,
     /// Half of what clients do is with transactions, delays and dead letters.
     pub(crate) late: bool,
+    /// A third of what clients do is with groups and their positions.
+    pub(crate) groups: bool,
     pub(crate) sim: SimConfig,
 }
 
@@ -95,6 +97,7 @@ impl Plan {
             eager: draw.one_in(3),
             errors,
             late: draw.below(3) > 0,
+            groups: draw.one_in(3),
             sim,
         }
     }
@@ -115,6 +118,7 @@ impl Plan {
             eager: false,
             errors: false,
             late: false,
+            groups: false,
             sim: SimConfig::default(),
             ..Self::draw(0)
         }

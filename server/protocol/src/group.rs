@@ -12,6 +12,7 @@ use crate::limits::{
     TOPIC_PARTITIONS_ASSIGNED_MAX,
 };
 use crate::request::{wire, wire_open};
+pub use ringmq_format::consumer_group::GroupMode;
 use ringmq_format::{PartitionId, TopicId};
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -94,25 +95,6 @@ pub const OFFSETS_CLAIM: u32 = 1;
 /// In [`FetchedOffset`]: the group has a position in this partition; otherwise the offset is where its settings start.
 pub const FETCHED_COMMITTED: u16 = 1;
 const ASSIGNED_ALL: u16 = 1;
-
-/// How the members of a group share what it consumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum GroupMode {
-    /// Each partition has one member, who reads it in order and commits offsets.
-    Stream = 1,
-    /// Members share partitions record by record: receive, then ack.
-    Queue = 2,
-    /// Every instance gets every record.
-    Broadcast = 3,
-}
-
-impl GroupMode {
-    /// The mode with this number.
-    pub fn parse(number: u8) -> Option<Self> {
-        [Self::Stream, Self::Queue, Self::Broadcast].into_iter().find(|mode| *mode as u8 == number)
-    }
-}
 
 /// A topic and which of its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 use crate::fields::{Fields, put};
 use crate::limits::BACKOFF_STEPS_MAX;
 use crate::request::wire;
+pub use ringmq_format::consumer_group::GroupStart;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -12,41 +13,6 @@ wire! {
     GroupSettingsHead = 48 {
         set: U32, invisible_default_ms: U32, start_value: I64, rate_bytes: U64, rate_records: U32, concurrency: U32,
         max_attempts: U16, backoff_steps: U16, ordered: u8, start: u8, reserved: [u8; 10],
-    }
-}
-
-/// Where a group starts in a partition in which it has no position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum GroupStart {
-    /// The first record that is there.
-    #[default]
-    Earliest,
-    /// The next record that comes.
-    Latest,
-    /// The first record appended at or after this time, Unix milliseconds.
-    Time(i64),
-    /// This offset, or the nearest that is there.
-    Offset(u64),
-}
-
-impl GroupStart {
-    pub(crate) fn parts(self) -> (u8, i64) {
-        match self {
-            Self::Earliest => (1, 0),
-            Self::Latest => (2, 0),
-            Self::Time(time) => (3, time),
-            Self::Offset(offset) => (4, offset as i64),
-        }
-    }
-
-    pub(crate) fn parse(kind: u8, value: i64) -> Option<Self> {
-        match (kind, value) {
-            (1, 0) => Some(Self::Earliest),
-            (2, 0) => Some(Self::Latest),
-            (3, time) => Some(Self::Time(time)),
-            (4, offset) => Some(Self::Offset(offset as u64)),
-            _ => None,
-        }
     }
 }
 

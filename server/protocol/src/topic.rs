@@ -27,31 +27,7 @@ wire! {
 /// ALTER_TOPIC: make the topic if it does not exist.
 pub const ALTER_TOPIC_CREATE: u32 = 1;
 
-/// Which messages a topic takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[repr(u8)]
-pub enum TopicKind {
-    /// All of them.
-    #[default]
-    Mixed = 0,
-    /// Neither delayed nor transactional ones.
-    Normal = 1,
-    /// Only those with a key: groups deliver them in order.
-    Fifo = 2,
-    /// Delayed ones too.
-    Delay = 3,
-    /// Transactional ones too.
-    Transaction = 4,
-}
-
-impl TopicKind {
-    /// The kind with this number.
-    pub fn parse(number: u8) -> Option<Self> {
-        [Self::Mixed, Self::Normal, Self::Fifo, Self::Delay, Self::Transaction]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
-    }
-}
+pub use ringmq_format::catalogue::TopicKind;
 
 /// Settings of a topic, each of which may be left out: a topic that is made takes the default then, one that is
 /// altered keeps what it has. In answers all are given. For times and sizes 0 is "no limit of its own".

@@ -91,7 +91,6 @@ pub(super) enum Pending {
     Group(GroupPending),
     #[allow(dead_code, reason = "its room is being built")]
     Queue(QueuePending),
-    #[allow(dead_code, reason = "its room is being built")]
     Late(LatePending),
 }
 
@@ -105,6 +104,12 @@ pub(super) struct Current {
     pub(super) frame_at: usize,
     /// Highest LSN that a frame of it is durable at.
     pub(super) durable_at: u64,
+    /// Since when the connection is not read because it is too fast.
+    pub(super) held_us: Option<u64>,
+    /// That has lasted long enough: what is too fast from now on is told so.
+    pub(super) was_held: bool,
+    /// The frame that is next was counted against what the connection may produce.
+    pub(super) charged: bool,
 }
 
 /// Where a connection stands.

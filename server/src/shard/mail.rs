@@ -5,11 +5,12 @@
 //!             M2  A peer that sleeps is rung once a turn, after everything was pushed.
 
 use super::groups::{GroupAnswer, GroupWork};
-use super::late::{LateAnswer, LateWork};
+use super::late::{LateAnswer, LateWork, SettingsPatch};
 use super::queues::{QueueAnswer, QueueWork};
+use super::topics::{NewTopic, TopicState};
 use ringmq_engine::ring::Doorbell;
 use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::{Offset, PartitionId, TopicId};
+use ringmq_format::{Offset, PartitionId};
 use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 
@@ -74,10 +75,10 @@ pub(super) enum Work {
     Go,
     /// The connection is gone with all its readers.
     Gone,
-    CreateTopic {
+    CreateTopic(NewTopic),
+    AlterTopic {
         name: String,
-        partitions: u32,
-        if_not_exists: bool,
+        patch: SettingsPatch,
     },
     DeleteTopic {
         name: String,
@@ -95,7 +96,6 @@ pub(super) enum Work {
     #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueWork),
     /// For transactions, delays and the settings of topics.
-    #[allow(dead_code, reason = "its room is being built")]
     Late(LateWork),
 }
 
@@ -116,8 +116,7 @@ pub(super) enum Answer {
     },
     Topic(Result<TopicEntry, ErrorCode>),
     TopicEntered {
-        topic: TopicId,
-        deleted: bool,
+        state: TopicState,
         /// It is durable there; otherwise nobody knows.
         durable: bool,
     },
@@ -125,7 +124,6 @@ pub(super) enum Answer {
     Group(GroupAnswer),
     #[allow(dead_code, reason = "its room is being built")]
     Queue(QueueAnswer),
-    #[allow(dead_code, reason = "its room is being built")]
     Late(LateAnswer),
 }
 

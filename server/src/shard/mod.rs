@@ -26,7 +26,8 @@ use crate::limits::DESCRIPTORS_KEPT;
 use budget::Budget;
 use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
 use groups::GroupState;
-use late::LateState;
+pub use late::{LateOptions, Timings};
+use late::{LateState, NotAppended};
 use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
 use queues::QueueState;
 use readers::Readers;
@@ -39,7 +40,7 @@ use ringmq_protocol::{ErrorCode, ProduceOutcome};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use topics::Topics;
+use topics::{TopicState, Topics};
 
 /// Completions taken in one turn.
 const COMPLETIONS_PER_TURN: usize = 512;
@@ -77,6 +78,8 @@ pub struct ServerOptions {
     pub frame_size_max: u32,
     /// Name of the data directory.
     pub node_id: u128,
+    /// Transactions and delays.
+    pub late: LateOptions,
 }
 
 /// An answer that waits for the disk.
@@ -95,10 +98,12 @@ enum AckTarget {
     /// A topic that shard 0 logs.
     Topic(ringmq_format::TopicId),
     /// A topic that shard 0 told us.
-    TopicEntered { topic: ringmq_format::TopicId, deleted: bool },
+    TopicEntered(TopicState),
     /// Whatever was asked for: this answer, or the other one when nothing becomes durable any more.
     #[allow(dead_code, reason = "its users are being built")]
     Reply { origin: Origin, durable: Box<Answer>, unknown: Box<Answer> },
+    /// Something of transactions or delays.
+    Late(Box<late::Durable>),
 }
 
 /// Counts of the server's side, for metrics.
@@ -211,7 +216,7 @@ impl ShardServer {
             readers: Readers::default(),
             groups: GroupState::default(),
             queues: QueueState::default(),
-            late: LateState::default(),
+            late: LateState::new(own, mail.shards(), options.late),
             ring,
             shard,
             own,
@@ -698,8 +703,9 @@ impl ShardServer {
                 self.reply(origin, Answer::Appended(outcome, bytes));
             }
             AckTarget::Topic(topic) => self.topic_is_durable(topic),
-            AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, true),
+            AckTarget::TopicEntered(state) => self.topic_entered_here(state, true),
             AckTarget::Reply { origin, durable, .. } => self.reply(origin, *durable),
+            AckTarget::Late(durable) => self.late_is_durable(*durable),
         }
     }
 
@@ -748,8 +754,9 @@ impl ShardServer {
                     self.reply(origin, Answer::Appended(unknown, bytes));
                 }
                 AckTarget::Topic(topic) => self.topic_failed(topic, ErrorCode::OutcomeUnknown),
-                AckTarget::TopicEntered { topic, deleted } => self.topic_entered_here(topic, deleted, false),
+                AckTarget::TopicEntered(state) => self.topic_entered_here(state, false),
                 AckTarget::Reply { origin, unknown, .. } => self.reply(origin, *unknown),
+                AckTarget::Late(durable) => self.late_is_lost(*durable),
             }
         }
     }
@@ -800,9 +807,8 @@ impl ShardServer {
             Work::Unsubscribe => self.readers.remove(origin),
             Work::Go => self.readers.go(origin),
             Work::Gone => self.connection_is_gone(origin.shard, origin.connection),
-            Work::CreateTopic { name, partitions, if_not_exists } => {
-                self.create_topic(origin, &name, partitions, if_not_exists);
-            }
+            Work::CreateTopic(new) => self.create_topic(origin, new),
+            Work::AlterTopic { name, patch } => self.alter_topic(origin, name, patch),
             Work::DeleteTopic { name } => self.delete_topic(origin, &name),
             Work::EnterTopic { entry } => self.enter_topic(entry),
             Work::CatalogueComplete => {
@@ -843,11 +849,13 @@ impl ShardServer {
                 let target = AckTarget::Remote { origin, outcome, bytes: bytes.len() };
                 self.acks.push_back(Ack { durable_at, target });
             }
-            Err(AppendError::Busy) if self.draining == Draining::No || self.draining_connections() => {
+            Err(NotAppended::Error(AppendError::Busy))
+                if self.draining == Draining::No || self.draining_connections() =>
+            {
                 return false;
             }
             Err(error) => {
-                let outcome = requests::append_failure(error);
+                let outcome = self.not_appended(partition, error);
                 self.reply(origin, Answer::Appended(outcome, bytes.len()));
             }
         }

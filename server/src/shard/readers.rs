@@ -325,6 +325,7 @@ impl ShardServer {
                     *credit = credit.saturating_sub(bytes as u64);
                 }
                 self.stats.bytes_served += bytes as u64;
+                self.count_read(reader.partition, bytes);
                 if is_last { Served::Gone } else { Served::Again }
             }
             Fetched::AtEnd(_) if op == Op::Fetch && expired => {

@@ -2,10 +2,12 @@
 
 use super::connection::{Connection, Current, INPUT_MIN, Life, OUT_SOFT, Pending, Subscription};
 use super::handles::Handle;
+use super::late::{self, HOLD_US, NotAppended};
 use super::mail::{Answer, ConnectionKey, Origin, ReadKind, Work};
+use super::topics::NewTopic;
 use super::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::shard::{AppendError, TimeLookup};
-use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::catalogue::{TopicEntry, TopicSettings};
 use ringmq_format::corruption::Corruption;
 use ringmq_format::frame::Frame;
 use ringmq_format::limits::FRAME_HEADER_SIZE;
@@ -27,7 +29,9 @@ use zerocopy::little_endian::U16;
 /// Sent to be tried again when the disk budget is reached.
 const DISK_FULL_RETRY_MS: u32 = 1_000;
 /// Sent to be tried again when a shard is still opening.
-const RECOVERING_RETRY_MS: u32 = 50;
+pub(super) const RECOVERING_RETRY_MS: u32 = 50;
+/// A producer that is too fast is not told to wait longer than this.
+const THROTTLED_RETRY_MS_MAX: u32 = 10_000;
 /// Time that GOODBYE names.
 const GOODBYE_GRACE_MS: u32 = 2_000;
 /// Tags of fetches; those of subscriptions are below and have the subscription's number in the low half.
@@ -209,12 +213,13 @@ impl ShardServer {
             Request::CreateTopic(create) => {
                 check_topic_name(create.name.as_bytes())
                     .map_err(|_| (ErrorCode::InvalidTopicName, ErrorCode::InvalidTopicName.text()))?;
-                let work = Work::CreateTopic {
+                let new = NewTopic {
                     name: create.name.to_owned(),
                     partitions: create.partitions,
                     if_not_exists: create.if_not_exists,
+                    settings: TopicSettings::default(),
                 };
-                self.ask_catalogue(connection, correlation, Op::CreateTopic, work);
+                self.ask_catalogue(connection, correlation, Op::CreateTopic, Work::CreateTopic(new));
                 Ok(())
             }
             Request::DeleteTopic(name) => {
@@ -280,12 +285,12 @@ impl ShardServer {
         }
     }
 
-    fn origin(&self, connection: &Connection, tag: u64) -> Origin {
+    pub(super) fn origin(&self, connection: &Connection, tag: u64) -> Origin {
         Origin { shard: self.own, connection: connection.key, tag }
     }
 
     /// Dispatches work of a connection and remembers who has to hear of its end.
-    fn ask(&mut self, connection: &mut Connection, origin: Origin, shard: u16, work: Work) {
+    pub(super) fn ask(&mut self, connection: &mut Connection, origin: Origin, shard: u16, work: Work) {
         if shard != self.own {
             connection.known_to.insert(shard);
         }
@@ -321,7 +326,13 @@ impl ShardServer {
 
     // -- topics --------------------------------------------------------------------------------------------
 
-    fn ask_catalogue(&mut self, connection: &mut Connection, correlation: u64, op: Op, work: Work) {
+    pub(super) fn ask_catalogue(
+        &mut self,
+        connection: &mut Connection,
+        correlation: u64,
+        op: Op,
+        work: Work,
+    ) {
         let pending = connection.keep(Pending::Topic { correlation, op: op as u8 });
         let origin = self.origin(connection, u64::from(pending));
         self.ask(connection, origin, 0, work);
@@ -353,8 +364,9 @@ impl ShardServer {
         let pending = connection.keep(Pending::Metadata { correlation, names, remaining });
         for (index, name) in missing {
             let origin = self.origin(connection, (index as u64) << 32 | u64::from(pending));
-            let work = Work::CreateTopic { name, partitions: 1, if_not_exists: true };
-            self.ask(connection, origin, 0, work);
+            let settings = TopicSettings::default();
+            let new = NewTopic { name, partitions: 1, if_not_exists: true, settings };
+            self.ask(connection, origin, 0, Work::CreateTopic(new));
         }
     }
 
@@ -524,43 +536,67 @@ impl ShardServer {
                     remaining: 1,
                     bytes: frames.len(),
                 });
-                Current { pending, next: 0, frame_at: 0, durable_at: 0 }
+                Current {
+                    pending,
+                    next: 0,
+                    frame_at: 0,
+                    durable_at: 0,
+                    held_us: None,
+                    was_held: false,
+                    charged: false,
+                }
             }
         };
         while let Some(slot) = produce.slots.get(current.next) {
             let len = slot.len.get() as usize;
             let bytes = &frames[current.frame_at..current.frame_at + len];
             let origin_tag = (current.next as u64) << 32 | u64::from(current.pending);
-            let outcome = match connection.handles.get(slot.handle.get()) {
-                None => Some(ProduceOutcome::failed(ErrorCode::UnknownHandle, 0)),
+            let target = connection.handles.get(slot.handle.get());
+            let quota_us = target.map_or(0, |target| match current.charged {
+                true => 0,
+                false => self.charge_producer(connection.key, target.partition, len),
+            });
+            current.charged = quota_us == 0;
+            let appended = match target {
+                None => Err(NotAppended::Refused(ErrorCode::UnknownHandle, 0)),
+                Some(_) if quota_us > 0 => Err(NotAppended::Wait(quota_us)),
                 Some(target) if target.shard == self.own => {
-                    match self.append_frame(target.partition, bytes) {
-                        Ok((outcome, durable_at)) => {
-                            current.durable_at = current.durable_at.max(durable_at.0);
-                            Some(outcome)
-                        }
-                        Err(AppendError::Busy) => {
-                            connection.current = Some(current);
-                            return Parsed::Stalled;
-                        }
-                        Err(error) => Some(append_failure(error)),
-                    }
+                    self.append_frame(target.partition, bytes).map(Some)
                 }
                 Some(target)
                     if self.mail.is_full(target.shard)
                         || !self.budget.grants(connection.key, connection.held(), len) =>
                 {
-                    connection.current = Some(current);
-                    return Parsed::Stalled;
+                    Err(NotAppended::Error(AppendError::Busy))
                 }
                 Some(target) => {
                     self.budget.change(0, len);
                     let origin = self.origin(connection, origin_tag);
                     let work = Work::Append { partition: target.partition, frame: bytes.to_vec() };
                     self.ask(connection, origin, target.shard, work);
-                    None
+                    Ok(None)
                 }
             };
+            let outcome = match appended {
+                Ok(None) => None,
+                Ok(Some((outcome, durable_at))) => {
+                    current.durable_at = current.durable_at.max(durable_at.0);
+                    Some(outcome)
+                }
+                Err(NotAppended::Error(AppendError::Busy)) => {
+                    connection.current = Some(current);
+                    return Parsed::Stalled;
+                }
+                Err(NotAppended::Wait(wait_us)) if self.holds(&mut current, wait_us) => {
+                    connection.current = Some(current);
+                    return Parsed::Stalled;
+                }
+                Err(error) => {
+                    let partition = target.map_or(PartitionId(0), |target| target.partition);
+                    Some(self.not_appended(partition, error))
+                }
+            };
+            current.charged = false;
             if let Some(Pending::Produce { outcomes, remaining, .. }) =
                 connection.pending_mut(current.pending)
             {
@@ -575,6 +611,31 @@ impl ShardServer {
         let target = AckTarget::Produce { connection: connection.key, pending: current.pending };
         self.acks.push_back(Ack { durable_at: Lsn(current.durable_at), target });
         Parsed::Message
+    }
+
+    /// Whether a connection that is too fast is not read for a while (longer), instead of being told.
+    fn holds(&mut self, current: &mut Current, wait_us: u64) -> bool {
+        let now_us = self.ring.now().mono_us;
+        let since_us = *current.held_us.get_or_insert(now_us);
+        current.was_held |= now_us >= since_us + HOLD_US;
+        if current.was_held {
+            return false;
+        }
+        self.hold_until((now_us + wait_us).min(since_us + HOLD_US));
+        true
+    }
+
+    /// What a producer is told when its frame was not taken.
+    pub(super) fn not_appended(&mut self, partition: PartitionId, error: NotAppended) -> ProduceOutcome {
+        match error {
+            NotAppended::Error(error) => append_failure(error),
+            NotAppended::Refused(code, retry_after_ms) => ProduceOutcome::failed(code, retry_after_ms),
+            NotAppended::Wait(wait_us) => {
+                self.count_throttled(partition);
+                let retry_after_ms = wait_us.div_ceil(1000).clamp(1, u64::from(THROTTLED_RETRY_MS_MAX));
+                ProduceOutcome::failed(ErrorCode::Throttled, retry_after_ms as u32)
+            }
+        }
     }
 
     fn produce_refusal(&self, connection: &Connection) -> Option<(ErrorCode, &'static str)> {
@@ -595,17 +656,21 @@ impl ShardServer {
         &mut self,
         partition: PartitionId,
         bytes: &[u8],
-    ) -> Result<(ProduceOutcome, Lsn), AppendError> {
+    ) -> Result<(ProduceOutcome, Lsn), NotAppended> {
         let frame = Frame::parse(bytes).map_err(AppendError::Invalid)?;
         if frame.bytes.len() != bytes.len() {
             let (slot, found) = (bytes.len() as u64, frame.bytes.len() as u64);
             let damage = ringmq_format::Damage::Field;
-            return Err(AppendError::Invalid(Corruption::new("frame", "len", damage, slot, found)));
+            return Err(AppendError::Invalid(Corruption::new("frame", "len", damage, slot, found)).into());
         }
+        let topic = self.admit(partition, &frame)?;
         let appended = self.shard.append(&mut self.ring, partition, &frame).map_err(|error| match error {
             AppendError::UnknownPartition if self.shard.poisoned().is_some() => AppendError::Poisoned,
             error => error,
         })?;
+        if !appended.duplicate {
+            self.count_append(topic, &frame, appended.durable_at);
+        }
         let outcome = ProduceOutcome::stored(appended.base_offset.0, appended.timestamp, appended.duplicate);
         Ok((outcome, appended.durable_at))
     }
@@ -614,8 +679,8 @@ impl ShardServer {
 
     /// An answer to something that a connection of this shard has asked.
     pub(super) fn take_answer(&mut self, origin: Origin, answer: Answer) {
-        if let Answer::TopicEntered { topic, deleted, durable } = answer {
-            self.topic_was_entered(topic, deleted, durable);
+        if let Answer::TopicEntered { state, durable } = answer {
+            self.topic_was_entered(state, durable);
             return;
         }
         let slot = origin.tag as u32;
@@ -626,6 +691,9 @@ impl ShardServer {
             return;
         }
         let answer = match answer {
+            Answer::Topic(result) if origin.connection == NOBODY => {
+                return self.take_dead_letter_topic(origin.tag, result);
+            }
             Answer::Group(answer) => return self.take_groups_answer(origin, answer),
             Answer::Queue(answer) => return self.take_queues_answer(origin, answer),
             Answer::Late(answer) => return self.take_late_answer(origin, answer),
@@ -785,6 +853,10 @@ fn take_topic(
             Response::Deleted.encode(correlation, 0, &mut connection.out);
             0
         }
+        (Ok(entry), Some(Op::AlterTopic)) => {
+            late::answer_altered(connection, correlation, &entry);
+            0
+        }
         (Ok(entry), _) => {
             Response::Created(wire_entry(&entry)).encode(correlation, 0, &mut connection.out);
             0
@@ -796,11 +868,11 @@ fn take_topic(
     }
 }
 
-fn find_handle(connection: &Connection, handle: u32) -> Result<Handle, (ErrorCode, &'static str)> {
+pub(super) fn find_handle(connection: &Connection, handle: u32) -> Result<Handle, (ErrorCode, &'static str)> {
     connection.handles.get(handle).ok_or((ErrorCode::UnknownHandle, ErrorCode::UnknownHandle.text()))
 }
 
-fn wire_entry(entry: &TopicEntry) -> response::TopicEntry<'_> {
+pub(super) fn wire_entry(entry: &TopicEntry) -> response::TopicEntry<'_> {
     response::TopicEntry {
         code: 0,
         topic: entry.topic,
@@ -865,7 +937,13 @@ fn error(connection: &mut Connection, header: &Header, code: ErrorCode, message:
     body.encode(header.op, header.correlation(), header.handle(), &mut connection.out);
 }
 
-fn plain_error(connection: &mut Connection, op: Op, correlation: u64, handle: u32, code: ErrorCode) {
+pub(super) fn plain_error(
+    connection: &mut Connection,
+    op: Op,
+    correlation: u64,
+    handle: u32,
+    code: ErrorCode,
+) {
     let body = ErrorBody { code: code as u16, retry_after_ms: 0, message: code.text() };
     body.encode(op as u8, correlation, handle, &mut connection.out);
 }

@@ -9,12 +9,13 @@
 //!             W2  A client is answered only when every shard knows the topic and every owner has it durable.
 //! At a start shard 0 tells all its topics again, which finishes what a crash has cut short.
 
+use super::late::SettingsPatch;
 use super::mail::{Answer, Origin, Work};
 use super::requests::NOBODY;
 use super::{Ack, AckTarget, ShardServer};
 use ringmq_engine::catalogue::{Catalogue, CatalogueError};
 use ringmq_engine::shard::AppendError;
-use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::catalogue::{TopicEntry, TopicSettings};
 use ringmq_format::{PartitionId, TopicId};
 use ringmq_protocol::ErrorCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +27,29 @@ struct Change {
     /// Shards that have not answered yet.
     missing: usize,
     asked: Vec<Origin>,
+}
+
+/// Of a topic, what may be told of it more than once: made, altered, deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TopicState {
+    pub(super) topic: TopicId,
+    deleted: bool,
+    revision: u32,
+}
+
+impl TopicState {
+    fn of(entry: &TopicEntry) -> Self {
+        Self { topic: entry.topic, deleted: entry.deleted, revision: entry.revision }
+    }
+}
+
+/// A topic to be made.
+#[derive(Clone, Debug)]
+pub(super) struct NewTopic {
+    pub(super) name: String,
+    pub(super) partitions: u32,
+    pub(super) if_not_exists: bool,
+    pub(super) settings: TopicSettings,
 }
 
 /// Something to be logged when the log has room.
@@ -94,6 +118,16 @@ impl Topics {
         self.known.by_name(name)
     }
 
+    /// A topic, live or deleted.
+    pub(super) fn by_id(&self, topic: TopicId) -> Option<&TopicEntry> {
+        self.known.by_id(topic)
+    }
+
+    /// The topic of a partition, live or deleted.
+    pub(super) fn by_partition(&self, partition: PartitionId) -> Option<&TopicEntry> {
+        self.known.by_partition(partition)
+    }
+
     pub(super) fn live_after<'a>(&'a self, after: &str) -> impl Iterator<Item = &'a TopicEntry> + use<'a> {
         self.known.live_after(after)
     }
@@ -117,8 +151,7 @@ impl ShardServer {
                     self.acks.push_back(Ack { durable_at, target: AckTarget::Topic(topic) });
                 }
                 (Ok(durable_at), ToLog::Entry(entry)) => {
-                    let (topic, deleted) = (entry.topic, entry.deleted);
-                    let target = AckTarget::TopicEntered { topic, deleted };
+                    let target = AckTarget::TopicEntered(TopicState::of(&entry));
                     self.acks.push_back(Ack { durable_at, target });
                     self.entered(entry);
                 }
@@ -129,7 +162,7 @@ impl ShardServer {
                     self.topic_failed(topic, ErrorCode::DiskFull);
                 }
                 (Err(AppendError::Poisoned), ToLog::Entry(entry)) => {
-                    self.topic_entered_here(entry.topic, entry.deleted, false);
+                    self.topic_entered_here(TopicState::of(&entry), false);
                     self.entered(entry);
                 }
                 (Err(_), again) => {
@@ -145,6 +178,8 @@ impl ShardServer {
     /// A topic is known here from now on; whoever was early may go on.
     fn entered(&mut self, entry: TopicEntry) {
         self.wake_deleted(&entry);
+        self.topic_changed_in_late(&entry);
+        self.groups.topic_changed(&entry);
         self.topics.enter(entry);
         for (origin, work) in std::mem::take(&mut self.early) {
             self.execute(origin, work);
@@ -160,6 +195,7 @@ impl ShardServer {
     fn tell_all_topics(&mut self) {
         let entries: Vec<TopicEntry> = self.shard.catalogue().all().cloned().collect();
         for entry in &entries {
+            self.topic_changed_in_late(entry);
             self.topics.enter(entry.clone());
         }
         let origin = Origin { shard: self.own, connection: NOBODY, tag: 0 };
@@ -171,7 +207,9 @@ impl ShardServer {
         }
     }
 
-    pub(super) fn create_topic(&mut self, origin: Origin, name: &str, partitions: u32, if_not_exists: bool) {
+    pub(super) fn create_topic(&mut self, origin: Origin, new: NewTopic) {
+        let NewTopic { name, partitions, if_not_exists, settings } = &new;
+        let (partitions, if_not_exists) = (*partitions, *if_not_exists);
         let catalogue = self.shard.catalogue();
         let planned = match catalogue.plan(name, partitions, self.ring.now().wall_ms) {
             Err(CatalogueError::Exists) => {
@@ -188,7 +226,7 @@ impl ShardServer {
                 return;
             }
             Ok(_) if self.shard.log().is_disk_full() => Err(ErrorCode::DiskFull),
-            Ok(planned) => Ok(planned),
+            Ok(planned) => Ok(TopicEntry { settings: *settings, ..planned }),
             Err(CatalogueError::Partitions) => Err(ErrorCode::InvalidPartitions),
             Err(CatalogueError::PartitionsUsedUp) => Err(ErrorCode::TooManyPartitions),
             Err(CatalogueError::Full | CatalogueError::Unknown) => Err(ErrorCode::TooManyTopics),
@@ -198,13 +236,12 @@ impl ShardServer {
             .topics
             .changes
             .values_mut()
-            .find(|change| !change.entry.deleted && change.entry.name == name);
+            .find(|change| !change.entry.deleted && change.entry.name == *name);
         match (planned, waits) {
             (Ok(_), Some(change)) if if_not_exists => change.asked.push(origin),
             (Ok(_), Some(_)) => self.reply(origin, Answer::Topic(Err(ErrorCode::TopicExists))),
             (Ok(_), None) if !self.topics.to_log.is_empty() => {
-                let work = Work::CreateTopic { name: name.to_owned(), partitions, if_not_exists };
-                self.deferred.push_back((origin, work));
+                self.deferred.push_back((origin, Work::CreateTopic(new)));
             }
             (Ok(entry), None) => self.begin_change(entry, origin),
             (Err(code), _) => self.reply(origin, Answer::Topic(Err(code))),
@@ -221,6 +258,27 @@ impl ShardServer {
             return;
         }
         self.begin_change(TopicEntry { deleted: true, ..known }, origin);
+    }
+
+    /// Changes settings of a topic; `patch` takes what it has and answers what it is to have.
+    pub(super) fn alter_topic(&mut self, origin: Origin, name: String, patch: SettingsPatch) {
+        let Some(known) = self.shard.catalogue().by_name(&name).cloned() else {
+            self.reply(origin, Answer::Topic(Err(ErrorCode::UnknownTopic)));
+            return;
+        };
+        if self.topics.changes.contains_key(&known.topic) || !self.topics.to_log.is_empty() {
+            self.deferred.push_back((origin, Work::AlterTopic { name, patch }));
+            return;
+        }
+        let settings = patch.apply(known.settings);
+        if settings == known.settings {
+            self.reply(origin, Answer::Topic(Ok(known)));
+        } else if self.shard.log().is_disk_full() {
+            self.reply(origin, Answer::Topic(Err(ErrorCode::DiskFull)));
+        } else {
+            let revision = known.revision + 1;
+            self.begin_change(TopicEntry { revision, settings, ..known }, origin);
+        }
     }
 
     fn begin_change(&mut self, entry: TopicEntry, origin: Origin) {
@@ -259,21 +317,22 @@ impl ShardServer {
     pub(super) fn enter_topic(&mut self, entry: TopicEntry) {
         let owns = entry.partition_ids().any(|id| id.shard(self.topics.shards).0 == self.topics.own);
         let logged = self.shard.catalogue().by_id(entry.topic);
-        let is_logged = logged.is_some_and(|logged| logged.deleted == entry.deleted || logged.deleted);
+        let is_logged = logged
+            .is_some_and(|logged| logged.deleted || (!entry.deleted && logged.revision >= entry.revision));
         if owns && !is_logged {
             self.topics.to_log.push_back(ToLog::Entry(entry));
             self.turn_topics();
             return;
         }
-        let (topic, deleted) = (entry.topic, entry.deleted);
+        let state = TopicState::of(&entry);
         self.entered(entry);
-        self.topic_entered_here(topic, deleted, true);
+        self.topic_entered_here(state, true);
     }
 
     /// Tells shard 0 what became of a topic that it has told of.
-    pub(super) fn topic_entered_here(&mut self, topic: TopicId, deleted: bool, durable: bool) {
+    pub(super) fn topic_entered_here(&mut self, state: TopicState, durable: bool) {
         let origin = Origin { shard: 0, connection: NOBODY, tag: 0 };
-        self.reply(origin, Answer::TopicEntered { topic, deleted, durable });
+        self.reply(origin, Answer::TopicEntered { state, durable });
     }
 
     /// Readers of a deleted topic find out.
@@ -286,9 +345,10 @@ impl ShardServer {
     }
 
     /// A shard has entered a topic.
-    pub(super) fn topic_was_entered(&mut self, topic: TopicId, deleted: bool, durable: bool) {
+    pub(super) fn topic_was_entered(&mut self, state: TopicState, durable: bool) {
+        let topic = state.topic;
         if let Some(change) = self.topics.changes.get_mut(&topic)
-            && change.entry.deleted == deleted
+            && TopicState::of(&change.entry) == state
         {
             if !durable {
                 self.topic_failed(topic, ErrorCode::OutcomeUnknown);
@@ -300,11 +360,9 @@ impl ShardServer {
     }
 
     fn finish_change(&mut self, topic: TopicId) {
-        let done = self
-            .topics
-            .changes
-            .get(&topic)
-            .is_some_and(|change| change.missing == 0 && self.topics.known.by_id(topic).is_some());
+        let done = self.topics.changes.get(&topic).is_some_and(|change| {
+            change.missing == 0 && self.topics.known.by_id(topic) == Some(&change.entry)
+        });
         if !done {
             return;
         }

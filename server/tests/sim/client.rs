@@ -36,6 +36,10 @@ pub(crate) enum Tag {
     },
     /// A step of whoever asks one thing at a time.
     Step,
+    /// The answer to a check.
+    Checked {
+        txn: u128,
+    },
     Ignored,
 }
 

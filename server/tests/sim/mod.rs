@@ -5,6 +5,7 @@
 
 mod client;
 mod hostile;
+mod late;
 mod model;
 mod plan;
 mod roles;
@@ -12,6 +13,7 @@ pub(crate) mod scenes;
 
 use client::{BASE_PORT, Context, NODE, Peer};
 use hostile::Hostile;
+use late::Transacting;
 pub(crate) use model::Wrong;
 use model::{Checked, Model, wrong};
 use plan::Draw;
@@ -23,7 +25,7 @@ use ringmq_engine::ring::sim::World;
 use ringmq_engine::ring::{Doorbell, Errno, Ring};
 use ringmq_engine::shard::{MEMORY_MIN, Shard, ShardOptions};
 use ringmq_server::shard::mail::{Mailboxes, mesh};
-use ringmq_server::shard::{ServerOptions, ShardServer};
+use ringmq_server::shard::{LateOptions, ServerOptions, ShardServer, Timings};
 use roles::{Fetching, PlainProducing, Producing, Subscribing, Tending};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -35,6 +37,9 @@ const NODE_ID: u128 = 0x7269_6e67;
 const PATIENCE_US: u64 = 120_000_000;
 /// Turns of the loop in which something must have happened.
 const PATIENCE_TURNS: u64 = 3_000_000;
+
+/// Soon, and often, so that some are checked and some are parked.
+const CHECKS: Timings = Timings { first_ms: 150, every_ms: 100, checks_max: 4 };
 
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +54,8 @@ pub(crate) struct Counts {
     pub(crate) connections: u64,
     pub(crate) requests: u64,
     pub(crate) attacks: u64,
+    pub(crate) transactions: u64,
+    pub(crate) checks: u64,
     pub(crate) turns: u64,
 }
 
@@ -65,6 +72,8 @@ impl Counts {
             (&mut self.connections, other.connections),
             (&mut self.requests, other.requests),
             (&mut self.attacks, other.attacks),
+            (&mut self.transactions, other.transactions),
+            (&mut self.checks, other.checks),
             (&mut self.turns, other.turns),
         ] {
             *mine += theirs;
@@ -168,6 +177,9 @@ impl Harness {
                 let partition = cx.draw.below(u64::from(partitions)) as u32;
                 peers.push(Peer::new(Box::new(Fetching::new(name, partition, false))));
             }
+            for _ in 0..plan.transactors {
+                peers.push(Peer::new(Box::new(Transacting::new(cx))));
+            }
             for number in 0..plan.admins {
                 peers.push(Peer::new(Box::new(Tending::keeper(number))));
             }
@@ -268,6 +280,7 @@ impl Harness {
             shard_ports: (0..self.plan.shards).map(|shard| BASE_PORT + 1 + shard).collect(),
             frame_size_max: ringmq_engine::format::limits::frame_size_max(self.plan.segment_size) as u32,
             node_id: NODE_ID,
+            late: LateOptions { timings: CHECKS, ..LateOptions::default() },
         };
         let drained = Arc::clone(&self.drained);
         self.threads[shard].server = Some(ShardServer::new(ring, storage, options, listeners, mail, drained));
@@ -547,6 +560,9 @@ impl Harness {
         self.pump_until("reading everything", PATIENCE_US, |own| own.peers.iter().all(Peer::is_idle))?;
         self.with_context(|cx, peers, _| peers.iter_mut().try_for_each(|peer| peer.retire(cx)))?;
         self.peers.clear();
+        if !self.plan.retains() {
+            self.model.check_late()?;
+        }
         Ok(())
     }
 
@@ -601,6 +617,8 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     harness.counts.acks = harness.model.acks;
     harness.counts.reads = harness.model.reads;
     harness.counts.duplicates = harness.model.duplicates;
+    harness.counts.transactions = harness.model.transactions;
+    harness.counts.checks = harness.model.checks;
     harness.counts.attacks = harness.hostiles.iter().map(|hostile| hostile.attacks).sum();
     let counts = harness.counts;
     if found.is_some() {

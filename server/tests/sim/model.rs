@@ -65,6 +65,16 @@ pub(crate) enum Fate {
     Absent,
 }
 
+/// Whether a record of a transaction or a delay may be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// Not committed, or never to be: aborted, cancelled.
+    Hidden,
+    May,
+    /// At the latest when everything has settled.
+    Must,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct PartitionFacts {
     /// Who is at an offset, as acknowledged or read.
@@ -86,6 +96,7 @@ pub(crate) struct Topic {
 pub(crate) struct Model {
     pub(crate) partitions: BTreeMap<PartitionId, PartitionFacts>,
     fates: BTreeMap<RecordId, Fate>,
+    late: BTreeMap<RecordId, Late>,
     /// Where a record was seen.
     places: BTreeMap<RecordId, (PartitionId, u64)>,
     /// Topics that live to the end.
@@ -96,6 +107,9 @@ pub(crate) struct Model {
     pub(crate) acks: u64,
     pub(crate) reads: u64,
     pub(crate) duplicates: u64,
+    /// Transactions ended, and checks that were asked.
+    pub(crate) transactions: u64,
+    pub(crate) checks: u64,
 }
 
 impl Model {
@@ -183,6 +197,28 @@ impl Model {
         Ok(())
     }
 
+    /// What is known of a record of a transaction or a delay from now on.
+    pub(crate) fn late(&mut self, id: RecordId, late: Late) -> Checked {
+        if late == Late::Hidden
+            && let Some(place) = self.places.get(&id)
+        {
+            let details = format!("{id:?} is at {place:?}");
+            return Err(wrong("what was aborted or cancelled is never seen", details));
+        }
+        self.late.insert(id, late);
+        Ok(())
+    }
+
+    /// Everything was read: what was committed is there.
+    pub(crate) fn check_late(&self) -> Checked {
+        let missing =
+            self.late.iter().find(|(id, late)| **late == Late::Must && !self.places.contains_key(id));
+        match missing {
+            Some((id, _)) => Err(wrong("what was committed is there, all of it", format!("{id:?}"))),
+            None => Ok(()),
+        }
+    }
+
     /// A consumer was given a record.
     pub(crate) fn read(&mut self, partition: PartitionId, offset: u64, bytes: &[u8]) -> Checked {
         self.reads += 1;
@@ -196,6 +232,10 @@ impl Model {
                 return Err(wrong("what is refused is not there", format!("{partition}@{offset}: {id:?}")));
             }
             Some(Fate::Open | Fate::Acked(_)) => {}
+        }
+        if self.late.get(&id) == Some(&Late::Hidden) {
+            let details = format!("{partition}@{offset}: {id:?}");
+            return Err(wrong("a half is invisible until its commit", details));
         }
         self.place(id, partition, offset, "read")
     }

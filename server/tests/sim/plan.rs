@@ -65,6 +65,8 @@ pub(crate) struct Plan {
     pub(crate) fetchers: u32,
     pub(crate) admins: u32,
     pub(crate) hostiles: u32,
+    /// Clients with transactions and delays.
+    pub(crate) transactors: u32,
     /// Bursts of thousands of requests.
     pub(crate) bursts: bool,
     /// Records that one producer sends.
@@ -131,6 +133,7 @@ impl Plan {
             fetchers: draw.below(3) as u32,
             admins: draw.below(3) as u32,
             hostiles: draw.below(4) as u32,
+            transactors: [0, 1, 1, 2][draw.below(4) as usize],
             bursts: draw.one_in(6) && !slow_net,
             records: 20 + draw.below(120),
             body_max: if slow_net { 200 } else { [64, 700, 5_000, 20_000][draw.below(4) as usize] },

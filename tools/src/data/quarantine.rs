@@ -123,7 +123,8 @@ fn show(options: &OpenOptions, one: &Refused, screen: Screen) -> Result<(), Fail
             "shard": options.shard.0, "row": format!("{:?}", one.row), "file": one.path.display().to_string(),
             "segment": one.segment.0, "position": one.position, "start_lsn": one.start.0, "end_lsn": one.end.0,
             "bytes": bytes, "reason": one.reason, "corruption": corruption, "recognised_partitions": partitions,
-            "recognised_topic_changes": one.recognised.topics, "can_be_set_aside": true,
+            "recognised_topic_changes": one.recognised.topics,
+            "recognised_group_changes": one.recognised.groups, "can_be_set_aside": true,
         }))?;
         return Ok(());
     }
@@ -155,6 +156,10 @@ fn show(options: &OpenOptions, one: &Refused, screen: Screen) -> Result<(), Fail
     }
     if one.recognised.topics > 0 {
         screen.line(&format!("  recognised in it: {} topics made or removed", one.recognised.topics))?;
+    }
+    if one.recognised.groups > 0 {
+        let changes = one.recognised.groups;
+        screen.line(&format!("  recognised in it: {changes} changes of groups and their positions"))?;
     }
     Ok(screen.line(&screen.paint(Ink::Dim, "  there may have been more in it that can no longer be told"))?)
 }

@@ -77,6 +77,31 @@ impl Screen {
         }
     }
 
+    /// A table that leaves out columns, in this order, until it fits the terminal; what is left out is in `--json`.
+    pub(crate) fn table_without(
+        self,
+        header: &[&str],
+        rows: Vec<Vec<Cell>>,
+        expendable: &[&str],
+    ) -> io::Result<()> {
+        let mut header = header.to_vec();
+        let mut rows = rows;
+        for name in expendable {
+            let widths = (0..header.len()).map(|column| {
+                let cells = rows.iter().filter_map(|row| Some(row.get(column)?.content().chars().count()));
+                2 + cells.max().unwrap_or(0).max(header[column].len())
+            });
+            if !self.terminal || widths.sum::<usize>() <= usize::from(width()) {
+                break;
+            }
+            if let Some(column) = header.iter().position(|known| known == name) {
+                header.remove(column);
+                rows.iter_mut().for_each(|row| drop(row.remove(column)));
+            }
+        }
+        self.table(&header, rows)
+    }
+
     /// A table that fits the terminal; in a pipe as wide as it must be, and without lines.
     pub(crate) fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();

@@ -330,7 +330,7 @@ pub(crate) fn offsets(args: &OffsetsArgs, common: &Common) -> Result<(), Failure
         if args.count {
             header.extend(["frames", "bytes", "holes"]);
         }
-        screen.table(&header, rows)?;
+        screen.table_without(&header, rows, &["id", "shard", "producers", "frames", "last"])?;
     }
     tables.end()
 }
@@ -384,7 +384,7 @@ pub(crate) fn producers(args: &ProducersArgs, common: &Common) -> Result<(), Fai
     }
     if !screen.json {
         let header = ["topic", "partition", "producer", "epoch", "next sequence", "last offsets", "last"];
-        screen.table(&header, rows)?;
+        screen.table_without(&header, rows, &["last", "epoch", "last offsets"])?;
     }
     tables.end()
 }

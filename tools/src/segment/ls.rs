@@ -82,7 +82,8 @@ pub(crate) fn run(args: &LsArgs, common: &Common) -> Result<(), Failure> {
             "shard", "file", "state", "seq", "base LSN", "size", "groups", "frames", "records", "used",
             "padding", "first", "last", "epoch", "damage",
         ];
-        screen.table(&header, rows)?;
+        let expendable = ["size", "epoch", "padding", "first", "groups", "base LSN", "used"];
+        screen.table_without(&header, rows, &expendable)?;
     }
     match (damaged, is_stopped()) {
         (true, _) => Err(Failure::said(EXIT_DAMAGE)),

@@ -201,7 +201,7 @@ pub(crate) fn run(args: &StatsArgs, common: &Common) -> Result<(), Failure> {
             "first",
             "last",
         ];
-        screen.table(&header, sums)?;
+        screen.table_without(&header, sums, &["first", "last", "bodies", "frames"])?;
         screen.line("")?;
         let kinds = kinds.values().map(|(kind, frames, bytes)| {
             vec![Cell::new(format!("{kind:?}")), Cell::new(thousands(*frames)), Cell::new(Size(*bytes))]

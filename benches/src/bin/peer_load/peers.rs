@@ -198,7 +198,8 @@ impl Peer {
     fn answer(&mut self, input: &[u8], answers: &mut Answers) -> Result<Option<usize>, String> {
         match self {
             Self::Amqp { acked_to, acked } => {
-                let Some((kind, method, args, len)) = amqp_parse(input) else { return Ok(None) };
+                let Some(frame) = amqp_parse(input) else { return Ok(None) };
+                let AmqpFrame { kind, method, args, len } = frame;
                 match (kind, method) {
                     (1, (60, 80)) => {
                         let tag = args.first_chunk::<8>().map(|tag| u64::from_be_bytes(*tag));
@@ -292,13 +293,22 @@ fn amqp_method(out: &mut Vec<u8>, channel: u16, (class, method): (u16, u16), arg
     amqp_frame(out, 1, channel, &payload);
 }
 
-/// Kind, method, arguments and length of the frame at the front.
-fn amqp_parse(input: &[u8]) -> Option<(u8, (u16, u16), &[u8], usize)> {
+/// The frame at the front.
+struct AmqpFrame<'a> {
+    /// 1 is a method.
+    kind: u8,
+    method: (u16, u16),
+    args: &'a [u8],
+    len: usize,
+}
+
+fn amqp_parse(input: &[u8]) -> Option<AmqpFrame<'_>> {
     let size = u32::from_be_bytes(*input.get(3..7)?.first_chunk()?) as usize;
     let payload = input.get(7..7 + size)?;
     input.get(7 + size)?;
     let word = |at: usize| payload.get(at..at + 2).map_or(0, |two| u16::from_be_bytes([two[0], two[1]]));
-    Some((input[0], (word(0), word(2)), payload.get(4..).unwrap_or_default(), 7 + size + 1))
+    let args = payload.get(4..).unwrap_or_default();
+    Some(AmqpFrame { kind: input[0], method: (word(0), word(2)), args, len: 7 + size + 1 })
 }
 
 fn amqp_say(stream: &mut TcpStream, channel: u16, method: (u16, u16), args: &[u8]) -> Result<(), String> {
@@ -314,9 +324,9 @@ fn amqp_expect(stream: &mut TcpStream, expected: (u16, u16)) -> Result<Vec<u8>, 
     frame.resize(7 + size + 1, 0);
     stream.read_exact(&mut frame[7..]).map_err(|e| format!("no {expected:?}: {e}"))?;
     match amqp_parse(&frame) {
-        Some((1, found, args, _)) if found == expected => Ok(args.to_vec()),
-        Some((_, found, args, _)) => {
-            Err(format!("{found:?} where {expected:?} should come: {}", String::from_utf8_lossy(args)))
+        Some(AmqpFrame { kind: 1, method, args, .. }) if method == expected => Ok(args.to_vec()),
+        Some(AmqpFrame { method, args, .. }) => {
+            Err(format!("{method:?} where {expected:?} should come: {}", String::from_utf8_lossy(args)))
         }
         None => Err("not a frame".to_owned()),
     }

@@ -29,7 +29,7 @@ pub(super) fn tail_consume(lab: &mut Lab<'_>) -> Result<Found, Skip> {
     let cold = server.metric("ringmq_cold_reads_total")? - before;
     let notes = vec![format!(
         "{} MiB in the arena, read over and over; {cold:.0} reads from the disk meanwhile",
-        lab.sizes.memory / TAIL_SHARE >> 20
+        (lab.sizes.memory / TAIL_SHARE) >> 20
     )];
     let figure = Figure::ratio(("tail, one consumer", "loopback copy"), "MB/s", &pairs, Goal::AtLeast(0.8));
     Ok(busy.found(vec![figure], notes))

@@ -2,98 +2,19 @@
 //!
 //! Where io_uring or O_DIRECT is refused the benches are skipped with a word.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ringmq_benches::shard::Bench;
 use ringmq_benches::{BODY, frame, noise};
-use ringmq_engine::planted::Planted;
+use ringmq_engine::partition::producers::{Original, Producers, Verdict};
 use ringmq_engine::ring::{Ring, RingConfig};
-use ringmq_engine::shard::{AppendError, Fetched, Shard, ShardOptions};
-use ringmq_format::catalogue::TopicEntry;
-use ringmq_format::frame::Frame;
-use ringmq_format::limits::CHECKPOINT_INTERVAL;
-use ringmq_format::{Offset, PartitionId, ShardId, TopicId};
-
-const PARTITIONS: u32 = 1024;
-
-struct Bench {
-    ring: Ring,
-    shard: Shard,
-    completions: Vec<ringmq_engine::ring::Completion>,
-    _directory: tempfile::TempDir,
-}
-
-impl Bench {
-    /// A shard on a directory beside the target, which is on a disk and not in RAM.
-    fn open() -> Result<Self, String> {
-        let base =
-            std::env::var("CARGO_TARGET_TMPDIR").unwrap_or_else(|_| env!("CARGO_TARGET_TMPDIR").into());
-        let directory = tempfile::tempdir_in(base).map_err(|error| error.to_string())?;
-        let mut ring = Ring::uring(RingConfig::default()).map_err(|error| format!("io_uring: {error}"))?;
-        let options = ShardOptions {
-            directory: directory.path().to_owned(),
-            shard: ShardId(0),
-            shards: 1,
-            node_id: 1,
-            memory: 96 << 20,
-            segment_size: 8 << 20,
-            disk_limit: None,
-            retain_time_ms: None,
-            retain_size: Some(32 << 20),
-            checkpoint_interval: CHECKPOINT_INTERVAL,
-            durability: None,
-            planted: Planted::default(),
-        };
-        let (shard, _) =
-            Shard::open(&mut ring, options, &mut |_, _| {}).map_err(|error| error.to_string())?;
-        let mut bench = Self { ring, shard, completions: Vec::new(), _directory: directory };
-        let entry = TopicEntry {
-            topic: TopicId(1),
-            first_partition: PartitionId(1),
-            partitions: PARTITIONS,
-            deleted: false,
-            created_ms: 0,
-            name: "bench".into(),
-            revision: 0,
-            settings: Default::default(),
-        };
-        while bench.shard.append_topic(&mut bench.ring, &entry).is_err() {
-            bench.turn();
-        }
-        Ok(bench)
-    }
-
-    fn turn(&mut self) {
-        self.shard.turn(&mut self.ring);
-        let until = self.shard.deadline().unwrap_or(u64::MAX).min(self.ring.now().mono_us + 1_000);
-        self.ring.wait(Some(until));
-        self.ring.reap(&mut self.completions, 512);
-        for completion in self.completions.drain(..) {
-            self.shard.complete(&mut self.ring, &completion);
-        }
-    }
-
-    fn append(&mut self, partition: u32, bytes: &[u8]) -> ringmq_format::Lsn {
-        let frame = Frame::parse(bytes).unwrap();
-        loop {
-            match self.shard.append(&mut self.ring, PartitionId(partition), &frame) {
-                Ok(appended) => return appended.durable_at,
-                Err(AppendError::Busy | AppendError::DiskFull) => self.turn(),
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-    }
-
-    fn append_durable(&mut self, partition: u32, bytes: &[u8]) {
-        let durable_at = self.append(partition, bytes);
-        while self.shard.durable() < durable_at {
-            self.turn();
-        }
-    }
-}
+use ringmq_engine::shard::Fetched;
+use ringmq_format::frame::{Frame, FrameHeader};
+use ringmq_format::{Lsn, Offset, PartitionId};
 
 fn benches(criterion: &mut Criterion) {
-    let mut bench = match Bench::open() {
+    let mut bench = match Bench::open(std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))) {
         Ok(bench) => bench,
         Err(why) => {
             println!("skipped: {why}");
@@ -116,7 +37,7 @@ fn benches(criterion: &mut Criterion) {
     for _ in 0..64 {
         bench.append_durable(3, &large);
     }
-    let visible = bench.shard.extent(PartitionId(3)).unwrap().visible;
+    let visible = bench.visible(3);
     let start = Offset(visible.0 - 32 * 64);
     let mut out = Vec::with_capacity(4 << 20);
     group.throughput(Throughput::Bytes(32 * large.len() as u64));
@@ -134,7 +55,7 @@ fn benches(criterion: &mut Criterion) {
         bench.append(4, &small);
     }
     bench.append_durable(4, &small);
-    let visible = bench.shard.extent(PartitionId(4)).unwrap().visible;
+    let visible = bench.visible(4);
     group.throughput(Throughput::Elements(1));
     group.bench_function("partition_locate_one_of_4096", |run| {
         let mut at = 0;
@@ -152,12 +73,37 @@ fn benches(criterion: &mut Criterion) {
         );
     });
     group.finish();
-    // Nothing may be in flight when the ring goes.
-    bench.shard.begin_stop();
-    while !bench.shard.is_stopped() {
-        bench.turn();
-    }
+    bench.close();
 }
 
-criterion_group!(engine, benches);
+/// What recovery does with each group, and what an idempotent frame costs.
+fn rooms(criterion: &mut Criterion) {
+    let bytes = frame(1, &noise(BODY));
+    let Ok(parsed) = Frame::parse(&bytes) else { panic!("a frame") };
+    let mut header: FrameHeader = *parsed.header;
+    header.producer_id = 9.into();
+    let mut producers = Producers::default();
+    let mut sequence = 0u32;
+    let mut group = criterion.benchmark_group("rooms");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("producers_judge_take", |run| {
+        run.iter(|| {
+            header.base_sequence = sequence.into();
+            sequence = sequence.wrapping_add(1);
+            assert_eq!(producers.judge(&header, Lsn(u64::MAX)), Verdict::Append);
+            producers.take(&header, Original { base_offset: Offset(1), timestamp: 1, end_lsn: Lsn(1) });
+        });
+    });
+    let mut ring = match Ring::uring(RingConfig::default()) {
+        Ok(ring) => ring,
+        Err(why) => {
+            println!("skipped: io_uring: {why}");
+            return;
+        }
+    };
+    // Nothing to do: what a turn costs that asks the kernel and finds nothing.
+    group.bench_function("ring_wait_empty", |run| run.iter(|| ring.wait(Some(0))));
+}
+
+criterion_group!(engine, benches, rooms);
 criterion_main!(engine);

@@ -3,10 +3,10 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringmq_benches::{BODY, frame, noise, result};
-use ringmq_format::checksum::crc32c;
+use ringmq_format::checksum::{Crc32c, crc32c};
 use ringmq_format::frame::{Frame, frames};
 use ringmq_format::group::{BodyCrc, BodyState, GroupFields, GroupHeader, GroupKind, check_body, group_size};
-use ringmq_format::limits::GROUP_HEADER_SIZE;
+use ringmq_format::limits::{BLOCK_SIZE, GROUP_HEADER_SIZE};
 use ringmq_format::record::Payload;
 use ringmq_format::{Epoch, Lsn, SegmentSeq};
 use std::hint::black_box;
@@ -22,6 +22,36 @@ fn checksum(c: &mut Criterion) {
         let mut group = c.benchmark_group("checksum");
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(name, |b| b.iter(|| crc32c(black_box(&bytes))));
+    }
+}
+
+/// What an append does with a payload: a block at a time copied and checksummed while it is near, against one pass for
+/// each.
+fn copies(c: &mut Criterion) {
+    for (shape, len) in [("1k", 1 << 10), ("64k", 64 << 10), ("1m", 1 << 20)] {
+        let bytes = noise(len);
+        let mut to = vec![0; len];
+        let fused = |to: &mut [u8], from: &[u8]| {
+            let mut crc = Crc32c::new();
+            for (to, from) in to.chunks_mut(BLOCK_SIZE).zip(from.chunks(BLOCK_SIZE)) {
+                to.copy_from_slice(from);
+                crc.update(to);
+            }
+            crc.finish()
+        };
+        let two_passes = |to: &mut [u8], from: &[u8]| {
+            to.copy_from_slice(from);
+            crc32c(to)
+        };
+        assert_eq!(fused(&mut to, &bytes), two_passes(&mut to, &bytes));
+        let mut group = c.benchmark_group("copy");
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(format!("copy_checksum_fused_{shape}"), |b| {
+            b.iter(|| fused(black_box(&mut to), black_box(&bytes)));
+        });
+        group.bench_function(format!("copy_checksum_two_passes_{shape}"), |b| {
+            b.iter(|| two_passes(black_box(&mut to), black_box(&bytes)));
+        });
     }
 }
 
@@ -95,5 +125,5 @@ fn group_rooms(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, checksum, frame_rooms, group_rooms);
+criterion_group!(benches, checksum, copies, frame_rooms, group_rooms);
 criterion_main!(benches);

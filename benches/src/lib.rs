@@ -3,6 +3,9 @@
 //! A bench is named `room_action_shape`. `cargo bench -p ringmq-benches` measures; `cargo test` runs each body
 //! once, on the same inputs.
 
+pub mod client;
+pub mod shard;
+
 use ringmq_format::checksum::crc32c;
 use ringmq_format::frame::Codec;
 use ringmq_format::record::{FrameBuilder, ProducerStamp, Record};

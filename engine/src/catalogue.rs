@@ -70,6 +70,7 @@ impl Catalogue {
         if known.is_some_and(|known| known.deleted || (!entry.deleted && known.revision > entry.revision)) {
             return;
         }
+        self.by_partition.insert(entry.first_partition, entry.topic);
         if entry.deleted {
             if self.by_name.get(&entry.name) == Some(&entry.topic) {
                 self.by_name.remove(&entry.name);

@@ -8,6 +8,7 @@
 //! values.
 
 pub mod seeds;
+pub mod tools;
 
 use ringmq_engine::planted::Planted;
 use ringmq_engine::recovery::decide::Finding;

@@ -54,6 +54,13 @@ pub fn all() -> Vec<Seed> {
         add("segment_scan", &format!("group_{index}_in_first_place"), 0, group);
         add("segment_scan", &format!("group_{index}_as_one_block"), 2, group);
     }
+    for (name, bytes) in crate::tools::seeds(&groups.iter().map(|group| &group[2..]).collect::<Vec<_>>()) {
+        seeds.push(Seed { target: "segment_tools", name, bytes });
+    }
+    let mut add = |target, name: &str, repair: u8, bytes: &[u8]| {
+        let bytes = [&[repair], bytes].concat();
+        seeds.push(Seed { target, name: name.to_owned(), bytes });
+    };
     // The first group is torn, the second one is its witness.
     let mut torn = chunks.clone();
     torn[120] ^= 1;

@@ -45,6 +45,11 @@ fn segment_scan() {
 }
 
 #[test]
+fn segment_tools() {
+    replay("segment_tools", ringmq_fuzz::tools::segment_tools);
+}
+
+#[test]
 fn the_seeds_are_the_committed_ones() {
     for seed in ringmq_fuzz::seeds::all() {
         let path = folder(seed.target).join(&seed.name);

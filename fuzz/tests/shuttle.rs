@@ -1,4 +1,4 @@
-//! The queues between shards under shuttle: `server/src/shard/mail.rs` as it is, on queues of one place, with the bell
+//! The queues between shards under shuttle: `server/src/shard/mailbox.rs` as it is, on queues of one place, with the bell
 //! of the engine, in thousands of random orders. Every message comes once and in order, and nobody sleeps for ever.
 
 // The file under test names these packages; here they are what follows.
@@ -16,10 +16,20 @@ mod atomic {
 #[path = "../../engine/src/ring/uring/bell.rs"]
 mod bell;
 #[allow(dead_code, unreachable_pub, reason = "a test needs a part of it")]
-#[path = "../../server/src/shard/mail.rs"]
-mod mail;
+#[path = "../../server/src/shard/mailbox.rs"]
+mod mailbox;
 
-use mail::{ConnectionKey, Mail, Mailboxes, Origin, Work, mesh};
+mod mail {
+    /// What the queues carry here.
+    #[derive(Debug)]
+    pub(crate) struct Mail {
+        pub(crate) from: u16,
+        pub(crate) number: u64,
+    }
+}
+
+use mail::Mail;
+use mailbox::{Mailboxes, mesh};
 
 /// Places of a queue: few, so that it is full most of the time.
 const PLACES: usize = 1;
@@ -114,15 +124,12 @@ fn shard(mut mail: Mailboxes, doorbell: &Doorbell, shards: u16, messages: u64) {
     let (mut sent, mut seen) = (0, 0);
     loop {
         while let Some(message) = mail.receive() {
-            let Mail::Work(origin, Work::Go) = message else { panic!("nobody sent {message:?}") };
-            let next = &mut received[usize::from(origin.shard)];
-            assert_eq!(origin.tag, *next, "messages come once and in order");
+            let next = &mut received[usize::from(message.from)];
+            assert_eq!(message.number, *next, "messages come once and in order");
             *next += 1;
         }
         if sent < messages {
-            let connection = ConnectionKey { slot: 0, generation: 0 };
-            let origin = Origin { shard: own, connection, tag: sent };
-            others.iter().for_each(|other| mail.send(*other, Mail::Work(origin, Work::Go)));
+            others.iter().for_each(|other| mail.send(*other, Mail { from: own, number: sent }));
             sent += 1;
         }
         let left = mail.flush();

@@ -9,7 +9,7 @@
 
 pub use crate::exit_code::{Fatal, FatalReason};
 use crate::limits::CONNECTION_MEMORY_SHARE;
-use crate::shard::mail::{Mailboxes, mesh};
+use crate::shard::mailbox::{Mailboxes, mesh};
 use crate::shard::{LateOptions, ServerOptions, ShardServer};
 use ringmq_engine::planted::Planted;
 use ringmq_engine::recovery::{OpenError, choose_durability};

@@ -1,8 +1,8 @@
 //! The shape of the command line: the verbs, and what all of them share.
 
 use crate::{
-    bench, completions, data, dead_letters, demo, doctor, group, man, publish, server, subscribe, timer,
-    topic, transaction,
+    bench, completions, data, dead_letters, demo, doctor, group, man, publish, segment, server, subscribe,
+    timer, topic, transaction,
 };
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -92,7 +92,9 @@ pub(crate) enum Verb {
     Demo(demo::DemoArgs),
     /// Check whether this machine is fit for a server, and say what to do where it is not.
     Doctor(doctor::DoctorArgs),
-    /// Repair a data directory, while no server runs on it.
+    /// See, check and save what is on the disk; a server may run on it.
+    Segment(segment::SegmentArgs),
+    /// What is in a data directory as a whole; repair, back up, restore.
     Data(data::DataArgs),
     /// Measure this machine, and how near a server comes to it.
     Bench(Box<bench::BenchArgs>),

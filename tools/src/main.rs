@@ -22,6 +22,7 @@ mod man;
 mod offline;
 mod publish;
 mod screen;
+mod segment;
 mod server;
 mod start;
 mod subscribe;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Dlq(args) => dead_letters::run(&args, &common),
         Verb::Demo(args) => demo::run(&args, &common),
         Verb::Doctor(args) => doctor::run(&args, &common),
+        Verb::Segment(args) => segment::run(&args, &common),
         Verb::Data(args) => data::run(&args, &common),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Files of one shard that are open at once, at most: slots, and a few more.
-const DESCRIPTORS_MAX: u32 = 16 << 10;
+pub(crate) const DESCRIPTORS_MAX: u32 = 16 << 10;
 
 /// A data directory that nobody else has.
 pub(crate) struct Offline {
@@ -63,7 +63,7 @@ impl Offline {
 }
 
 /// The process that has the lock, as far as the kernel tells.
-fn holder(data: &Path) -> Option<u32> {
+pub(crate) fn holder(data: &Path) -> Option<u32> {
     let inode = std::fs::metadata(data).ok()?.ino().to_string();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {

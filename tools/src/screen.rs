@@ -77,6 +77,31 @@ impl Screen {
         }
     }
 
+    /// A table that leaves out columns, in this order, until it fits the terminal; what is left out is in `--json`.
+    pub(crate) fn table_without(
+        self,
+        header: &[&str],
+        rows: Vec<Vec<Cell>>,
+        expendable: &[&str],
+    ) -> io::Result<()> {
+        let mut header = header.to_vec();
+        let mut rows = rows;
+        for name in expendable {
+            let widths = (0..header.len()).map(|column| {
+                let cells = rows.iter().filter_map(|row| Some(row.get(column)?.content().chars().count()));
+                2 + cells.max().unwrap_or(0).max(header[column].len())
+            });
+            if !self.terminal || widths.sum::<usize>() <= usize::from(width()) {
+                break;
+            }
+            if let Some(column) = header.iter().position(|known| known == name) {
+                header.remove(column);
+                rows.iter_mut().for_each(|row| drop(row.remove(column)));
+            }
+        }
+        self.table(&header, rows)
+    }
+
     /// A table that fits the terminal; in a pipe as wide as it must be, and without lines.
     pub(crate) fn table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> io::Result<()> {
         let mut table = Table::new();
@@ -116,6 +141,21 @@ pub(crate) fn progress(total: u64, what: &str, common: &Common) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<26} {bar:32} {human_pos:>9} of {human_len}  {rate}");
     if let Ok(style) = style {
         bar.set_style(with_rate(style).progress_chars("━━─"));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// A bar for bytes on stderr where that is a terminal, nothing elsewhere: how many, how fast, how long still.
+pub(crate) fn bytes_bar(total: u64, what: &str, common: &Common) -> ProgressBar {
+    if common.json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+    let template =
+        "{msg:<12} {bar:28} {binary_bytes:>10} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━━─"));
     }
     bar.set_message(what.to_owned());
     bar

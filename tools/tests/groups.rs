@@ -30,7 +30,7 @@ async fn connect(address: SocketAddr) -> Client {
     let config = ClientConfig {
         retry_for: PATIENCE,
         request_timeout: PATIENCE,
-        ..ClientConfig::new(&address.to_string())
+        ..ClientConfig::new(address.to_string())
     };
     Client::connect(config).await.unwrap()
 }
@@ -59,7 +59,7 @@ fn number(body: &[u8]) -> u32 {
 async fn take(consumer: &mut GroupConsumer, count: usize) -> Vec<u32> {
     let mut numbers = Vec::new();
     while numbers.len() < count {
-        let record = timeout(SOON, consumer.next()).await.expect("records come").unwrap();
+        let record = timeout(SOON, consumer.next()).await.unwrap().unwrap();
         numbers.push(number(&record.body));
     }
     numbers
@@ -331,7 +331,7 @@ async fn a_group_is_made_looked_at_moved_and_removed() {
     let mut again = BTreeSet::new();
     let (mut fenced, from_five) = (0, 80 + 4);
     while again.len() < from_five {
-        match timeout(SOON, consumer.next()).await.expect("what was reset comes again") {
+        match timeout(SOON, consumer.next()).await.unwrap() {
             Ok(record) => {
                 again.insert(number(&record.body));
             }

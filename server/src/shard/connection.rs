@@ -48,46 +48,13 @@ pub(super) struct Subscription {
 /// A request that waits for something.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Produce {
-        correlation: u64,
-        outcomes: Vec<ProduceOutcome>,
-        remaining: u32,
-        bytes: usize,
-    },
-    Open {
-        correlation: u64,
-        handle: u32,
-        target: Handle,
-    },
-    Subscribe {
-        correlation: u64,
-        handle: u32,
-        subscription: u32,
-        tag: u64,
-        offset: u64,
-    },
-    ListOffsets {
-        correlation: u64,
-        handle: u32,
-        latest: Option<bool>,
-    },
-    Topic {
-        correlation: u64,
-        op: u8,
-    },
-    Metadata {
-        correlation: u64,
-        names: Vec<(String, Result<TopicEntry, u16>)>,
-        remaining: u32,
-    },
-    Describe {
-        correlation: u64,
-        topic: TopicEntry,
-        first: u32,
-        bounds: Vec<(u64, u64)>,
-        remaining: u32,
-    },
-    #[allow(dead_code, reason = "its room is being built")]
+    Produce { correlation: u64, outcomes: Vec<ProduceOutcome>, remaining: u32, bytes: usize },
+    Open { correlation: u64, handle: u32, target: Handle },
+    Subscribe { correlation: u64, handle: u32, subscription: u32, tag: u64, offset: u64 },
+    ListOffsets { correlation: u64, handle: u32, latest: Option<bool> },
+    Topic { correlation: u64, op: u8 },
+    Metadata { correlation: u64, names: Vec<(String, Result<TopicEntry, u16>)>, remaining: u32 },
+    Describe { correlation: u64, topic: TopicEntry, first: u32, bounds: Vec<(u64, u64)>, remaining: u32 },
     Group(GroupPending),
     Queue(QueuePending),
     Late(LatePending),

@@ -9,14 +9,15 @@
 //!             S3  Everything here is decided by completions, mail and the ring's clock: the simulator drives the
 //!                 same code.
 //! Rooms: `connection` bytes, `handles` partitions by number, `requests` what they mean, `readers` fetches and subscriptions, `topics` the
-//! catalogue over all shards, `mail` the queues between shards.
+//! catalogue over all shards, `mail` what shards say to each other, `mailbox` the queues between them.
 
 mod budget;
 mod connection;
 mod groups;
 mod handles;
 mod late;
-pub mod mail;
+mod mail;
+pub mod mailbox;
 mod queues;
 mod readers;
 mod requests;
@@ -28,7 +29,8 @@ use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
 use groups::GroupState;
 pub use late::{LateOptions, Timings};
 use late::{LateState, NotAppended};
-use mail::{Answer, ConnectionKey, Mail, Mailboxes, Origin, Work};
+use mail::{Answer, ConnectionKey, Mail, Origin, Work};
+use mailbox::Mailboxes;
 use queues::QueueState;
 use readers::Readers;
 use ringmq_engine::log::room::FOREIGN;

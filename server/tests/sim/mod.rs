@@ -24,7 +24,7 @@ use ringmq_engine::recovery::{OpenError, RecoveryReport};
 use ringmq_engine::ring::sim::World;
 use ringmq_engine::ring::{Doorbell, Errno, Ring};
 use ringmq_engine::shard::{MEMORY_MIN, Shard, ShardOptions};
-use ringmq_server::shard::mail::{Mailboxes, mesh};
+use ringmq_server::shard::mailbox::{Mailboxes, mesh};
 use ringmq_server::shard::{LateOptions, ServerOptions, ShardServer, Timings};
 use roles::{Fetching, PlainProducing, Producing, Subscribing, Tending};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -4,8 +4,10 @@
 use super::cpu::{self, Busy};
 use super::floor::Floors;
 use super::latency::{Latencies, Quantiles, format_rate};
-use super::report::{Progress, Ratio, Target, latency_text, parse_duration, parse_size, ratio_text};
-use super::stamp::{Judge, Stamp, wall_ns};
+use super::report::{
+    Progress, Ratio, Target, generator_bound, latency_text, load_text, parse_duration, parse_size, ratio_text,
+};
+use super::stamp::{Followed, Judge, Stamp, Watcher, wall_ns};
 use super::wire::{Conn, Message, Place, Poller, Received, describe_error, handle_of, locate};
 use ringmq_format::frame::{Codec, Frame};
 use ringmq_format::record::Payload;
@@ -81,16 +83,30 @@ pub(super) struct ConsumeArgs {
     /// Stop after this time [default: none, or 10s with --follow or --from latest].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) duration: Option<Duration>,
+    /// Start over at the end, until --duration is over: to read what fits into memory for longer than it takes once.
+    #[arg(long, requires = "duration", conflicts_with = "follow")]
+    pub(super) again: bool,
     /// Stop after so many records.
     #[arg(long, value_name = "N")]
     pub(super) records: Option<u64>,
+    /// Check order and duplicates by the stamps of a verifying producer, and count what is missing between them.
+    #[arg(long)]
+    pub(super) verify: bool,
 }
 
 pub(super) fn run(args: &ConsumeArgs, json: bool) -> Result<(), String> {
     let floors = args.target.floors()?;
     let (place, tally) = load(args, !json)?;
     let report = report(args, &place, &tally, floors.as_ref());
-    args.target.deliver(&report, &tally.latencies, tally.took, &text(&report, &tally), json)
+    let text = text(&report, &tally, floors.as_ref());
+    args.target.deliver(&report, &[("", &tally.latencies)], tally.took, &text, json)?;
+    match report.verdict {
+        Some(verdict) if !verdict.holds() => Err(format!(
+            "verification failed: {} duplicated, {} out of order, {} invented",
+            verdict.duplicated, verdict.out_of_order, verdict.invented
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// All figures of a run.
@@ -116,8 +132,11 @@ struct Report {
     caught_up: bool,
     /// From the stamp of a verifying producer on this machine to here, once per frame; with `follow`.
     end_to_end_us: Quantiles,
+    latency_curve: Vec<(f64, f64)>,
     load_cpu_percent: f64,
+    generator_bound: bool,
     ratios: Vec<Ratio>,
+    verdict: Option<Followed>,
 }
 
 /// Counted while reading.
@@ -126,17 +145,38 @@ pub(super) struct Tally {
     took: Duration,
     frames: u64,
     pub(super) records: u64,
-    body_bytes: u64,
+    pub(super) body_bytes: u64,
     wire_bytes: u64,
     caught_up: bool,
-    busy_percent: f64,
+    pub(super) busy_percent: f64,
+    watcher: Option<Watcher>,
+}
+
+impl Tally {
+    /// One pass more. Connecting is in no pass.
+    fn add(&mut self, next: &Self) {
+        let share = |tally: &Self| tally.busy_percent * tally.took.as_secs_f64();
+        let busy = share(self) + share(next);
+        self.took += next.took;
+        self.busy_percent = busy / self.took.as_secs_f64().max(1e-9);
+        self.frames += next.frames;
+        self.records += next.records;
+        self.body_bytes += next.body_bytes;
+        self.wire_bytes += next.wire_bytes;
+        self.caught_up |= next.caught_up;
+    }
+
+    /// What the reader can say of order and duplicates, if it was asked to.
+    pub(super) fn followed(&self) -> Option<Followed> {
+        self.watcher.as_ref().map(Watcher::followed)
+    }
 }
 
 /// A partition being read.
 #[derive(Debug)]
-struct Part {
-    partition: u32,
-    next: u64,
+pub(super) struct Part {
+    pub(super) partition: u32,
+    pub(super) next: u64,
     /// Visible end at the start.
     end: u64,
     /// Bytes that were pushed and not yet given back as credit.
@@ -183,6 +223,20 @@ impl ConsumeArgs {
 
 /// Reads, and answers where and what.
 pub(super) fn load(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), String> {
+    let begun = Instant::now();
+    let (place, mut tally) = load_once(args, show)?;
+    while let Some(left) = args.duration.filter(|_| args.again).map(|all| all.saturating_sub(begun.elapsed()))
+    {
+        if left.is_zero() || tally.records == 0 {
+            break;
+        }
+        let (_, next) = load_once(&ConsumeArgs { duration: Some(left), ..args.clone() }, false)?;
+        tally.add(&next);
+    }
+    Ok((place, tally))
+}
+
+fn load_once(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), String> {
     let (_control, place) = locate(&args.target.server, &args.target.topic, None)?;
     let partitions = if args.partition.is_empty() {
         (0..place.partitions).collect()
@@ -204,7 +258,7 @@ pub(super) fn load(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), Str
                 .map(|number| {
                     let own: Vec<u32> =
                         partitions.iter().copied().skip(number).step_by(connections).collect();
-                    Reader::new(args, &place, &own)
+                    Reader::new(&args.target.topic, args.from, &place, &own)
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             Loader { args, follow, readers, progress: &progress }.run()
@@ -214,24 +268,33 @@ pub(super) fn load(args: &ConsumeArgs, show: bool) -> Result<(Place, Tally), Str
     Ok((place, tally))
 }
 
+/// How a reader asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking {
+    pub(super) mode: Mode,
+    pub(super) credit: usize,
+    /// Go on at the end.
+    pub(super) follow: bool,
+}
+
 /// One connection and the partitions that are read over it.
-struct Reader {
-    conn: Conn,
-    parts: Vec<Part>,
+pub(super) struct Reader {
+    pub(super) conn: Conn,
+    pub(super) parts: Vec<Part>,
     /// Index in `parts` by handle, which is also the number of the subscription.
     by_handle: HashMap<u32, usize>,
 }
 
 impl Reader {
-    fn new(args: &ConsumeArgs, place: &Place, partitions: &[u32]) -> Result<Self, String> {
+    pub(super) fn new(topic: &str, from: From, place: &Place, partitions: &[u32]) -> Result<Self, String> {
         let shard = partitions.first().map_or(0, |partition| place.shard_of(*partition));
         let (mut conn, _) = Conn::dial(place.shards[shard])?;
-        let opened = conn.open(&args.target.topic, partitions)?;
+        let opened = conn.open(topic, partitions)?;
         let parts: Vec<Part> = partitions
             .iter()
             .zip(&opened)
             .map(|(partition, opened)| {
-                let next = match args.from {
+                let next = match from {
                     From::Earliest => opened.bounds.log_start,
                     From::Latest => opened.bounds.visible_end,
                     From::Offset(offset) => offset,
@@ -243,26 +306,65 @@ impl Reader {
         Ok(Self { conn, parts, by_handle })
     }
 
-    fn ask(&mut self, args: &ConsumeArgs, at: usize, follow: bool) {
+    pub(super) fn ask(&mut self, asking: Asking, at: usize) {
         let part = &self.parts[at];
         let handle = handle_of(part.partition);
-        let request = match args.mode {
+        let request = match asking.mode {
             Mode::Push => Request::Subscribe(Subscribe {
                 handle,
                 subscription: handle,
                 offset: part.next,
-                credit: args.credit as u64,
+                credit: asking.credit as u64,
                 group: 0,
             }),
             Mode::Fetch => Request::Fetch(Fetch {
                 handle,
                 offset: part.next,
-                max_bytes: args.credit as u32,
-                max_wait_ms: if follow { FETCH_WAIT_MS } else { 0 },
+                max_bytes: asking.credit as u32,
+                max_wait_ms: if asking.follow { FETCH_WAIT_MS } else { 0 },
                 group: 0,
             }),
         };
         self.conn.queue(&request);
+    }
+
+    /// Checks an answer, hands each frame over and asks for more. Answers whether there were records.
+    pub(super) fn take(
+        &mut self,
+        message: &Message,
+        asking: Asking,
+        mut each: impl FnMut(u32, &Entry<'_>, &Payload<'_>),
+    ) -> Result<bool, String> {
+        match self.conn.response(message)? {
+            Response::Push(_) | Response::Fetched(_) => {}
+            Response::Subscribed(_) | Response::Goodbye(_) => return Ok(false),
+            Response::Error(error) => return Err(describe_error(&error)),
+            _ => return Err("the server sent something that was not asked for".to_owned()),
+        }
+        let handle = message.header.handle();
+        let at = self.by_handle.get(&handle).copied();
+        let at = at.ok_or_else(|| format!("records for {handle}, which was not asked for"))?;
+        let part = &mut self.parts[at];
+        let frames = self.conn.frames(message);
+        for entry in entries(frames) {
+            let entry = entry.map_err(|e| format!("partition {}: {e}", part.partition))?;
+            part.advance(&entry)?;
+            let payload = checked(&entry.frame).map_err(|e| format!("partition {}: {e}", part.partition))?;
+            each(part.partition, &entry, &payload);
+        }
+        let more = asking.follow || !part.caught_up();
+        match asking.mode {
+            Mode::Push => {
+                part.owed += frames.len() as u64;
+                if more && part.owed * 2 >= asking.credit as u64 {
+                    let bytes = std::mem::take(&mut part.owed);
+                    self.conn.queue(&Request::Credit(Credit { subscription: handle, bytes }));
+                }
+            }
+            Mode::Fetch if more => self.ask(asking, at),
+            Mode::Fetch => {}
+        }
+        Ok(true)
     }
 }
 
@@ -295,7 +397,9 @@ impl Loader<'_> {
             wire_bytes: 0,
             caught_up: false,
             busy_percent: 0.0,
+            watcher: self.args.verify.then(Watcher::default),
         };
+        let asking = self.asking();
         let busy = Busy::start();
         let started = Instant::now();
         let ten_seconds = self.follow.then_some(Duration::from_secs(10));
@@ -304,7 +408,7 @@ impl Loader<'_> {
         for reader in &mut self.readers {
             for at in 0..reader.parts.len() {
                 if self.follow || !reader.parts[at].caught_up() {
-                    reader.ask(self.args, at, self.follow);
+                    reader.ask(asking, at);
                 }
             }
         }
@@ -354,51 +458,41 @@ impl Loader<'_> {
         Ok(())
     }
 
+    fn asking(&self) -> Asking {
+        Asking { mode: self.args.mode, credit: self.args.credit, follow: self.follow }
+    }
+
     fn take(&mut self, number: usize, message: &Message, tally: &mut Tally) -> Result<(), String> {
-        let reader = &mut self.readers[number];
-        match reader.conn.response(message)? {
-            Response::Push(_) | Response::Fetched(_) => {}
-            Response::Subscribed(_) | Response::Goodbye(_) => return Ok(()),
-            Response::Error(error) => return Err(describe_error(&error)),
-            _ => return Err("the server sent something that was not asked for".to_owned()),
-        }
-        let handle = message.header.handle();
-        let at = reader.by_handle.get(&handle).copied();
-        let at = at.ok_or_else(|| format!("records for {handle}, which was not asked for"))?;
-        let part = &mut reader.parts[at];
-        let frames = reader.conn.frames(message);
         let records_before = tally.records;
         let now_ns = if self.follow { wall_ns() } else { 0 };
-        for entry in entries(frames) {
-            let entry = entry.map_err(|e| format!("partition {}: {e}", part.partition))?;
-            part.advance(&entry)?;
-            let payload = checked(&entry.frame).map_err(|e| format!("partition {}: {e}", part.partition))?;
+        let (follow, asking) = (self.follow, self.asking());
+        let counted = self.readers[number].take(message, asking, |partition, entry, payload| {
             tally.frames += 1;
             tally.records += u64::from(entry.header.count.get());
-            tally.body_bytes += payload.blocks().map(|block| u64::from(block.0.raw_len.get())).sum::<u64>();
-            if self.follow
-                && let Some((_, body)) = payload.blocks().next()
-                && let Some(stamp) = Stamp::read(body)
-            {
+            tally.body_bytes += body_bytes(payload);
+            if follow && let Some(stamp) = first_stamp(payload) {
                 tally.latencies.record(stamp.age(now_ns));
             }
-        }
-        tally.wire_bytes += message.header.message_len() as u64;
-        self.progress.records.fetch_add(tally.records - records_before, Ordering::Relaxed);
-        let more = self.follow || !part.caught_up();
-        match self.args.mode {
-            Mode::Push => {
-                part.owed += frames.len() as u64;
-                if more && part.owed * 2 >= self.args.credit as u64 {
-                    let bytes = std::mem::take(&mut part.owed);
-                    reader.conn.queue(&Request::Credit(Credit { subscription: handle, bytes }));
-                }
+            if let Some(watcher) = &mut tally.watcher {
+                each_body(entry, payload, |body| watcher.found(partition, body));
             }
-            Mode::Fetch if more => reader.ask(self.args, at, self.follow),
-            Mode::Fetch => {}
+        })?;
+        if counted {
+            tally.wire_bytes += message.header.message_len() as u64;
+            self.progress.records.fetch_add(tally.records - records_before, Ordering::Relaxed);
         }
         Ok(())
     }
+}
+
+/// Bytes of all bodies of a frame, decompressed.
+pub(super) fn body_bytes(payload: &Payload<'_>) -> u64 {
+    payload.blocks().map(|block| u64::from(block.0.raw_len.get())).sum()
+}
+
+/// The stamp of a frame's first record.
+pub(super) fn first_stamp(payload: &Payload<'_>) -> Option<Stamp> {
+    Stamp::read(payload.blocks().next()?.1)
 }
 
 /// The records of a frame, after the checks that the client makes.
@@ -442,7 +536,9 @@ pub(super) fn read_back(
             let entry = entry.map_err(|e| bad(&e))?;
             let payload = checked(&entry.frame).map_err(|e| bad(&e))?;
             part.advance(&entry)?;
-            judge_entry(&entry, &payload, partition, judge);
+            each_body(&entry, &payload, |body| {
+                judge.found(partition, body);
+            });
         }
         if part.next >= visible_end {
             return Ok(());
@@ -455,7 +551,8 @@ pub(super) fn read_back(
     }
 }
 
-fn judge_entry(entry: &Entry<'_>, payload: &Payload<'_>, partition: u32, judge: &mut Judge) {
+/// The bodies of the records that an entry delivers.
+pub(super) fn each_body(entry: &Entry<'_>, payload: &Payload<'_>, mut each: impl FnMut(&[u8])) {
     // A compressed frame is none of this generator's.
     if entry.frame.header.codec() != Codec::None {
         return;
@@ -468,7 +565,7 @@ fn judge_entry(entry: &Entry<'_>, payload: &Payload<'_>, partition: u32, judge: 
             let (body, rest) = stored.split_at(record.body_len);
             stored = rest;
             if wanted.contains(&index) {
-                judge.found(partition, body);
+                each(body);
             }
             index += 1;
         }
@@ -479,7 +576,11 @@ fn report(args: &ConsumeArgs, place: &Place, tally: &Tally, floors: Option<&Floo
     let seconds = tally.took.as_secs_f64();
     let per_second = |count: f64| if seconds > 0.0 { count / seconds } else { 0.0 };
     let mb_s = per_second(tally.body_bytes as f64 / 1e6);
-    let limit = floors.and_then(Floors::consume_mb_s);
+    let follow = args.follow || args.from == From::Latest;
+    let (what, limit) = match follow {
+        true => ("loopback copy, MB/s", floors.and_then(Floors::copy_mb_s)),
+        false => ("direct read or loopback copy, MB/s", floors.and_then(Floors::consume_mb_s)),
+    };
     Report {
         bench: "consume",
         server: place.server.clone(),
@@ -488,7 +589,7 @@ fn report(args: &ConsumeArgs, place: &Place, tally: &Tally, floors: Option<&Floo
         mode: args.mode,
         connections: args.connections,
         partitions: if args.partition.is_empty() { place.partitions as usize } else { args.partition.len() },
-        follow: args.follow || args.from == From::Latest,
+        follow,
         seconds,
         frames: tally.frames,
         records: tally.records,
@@ -497,12 +598,15 @@ fn report(args: &ConsumeArgs, place: &Place, tally: &Tally, floors: Option<&Floo
         wire_mb_s: per_second(tally.wire_bytes as f64 / 1e6),
         caught_up: tally.caught_up,
         end_to_end_us: tally.latencies.quantiles(),
+        latency_curve: tally.latencies.curve(),
         load_cpu_percent: tally.busy_percent,
-        ratios: Ratio::of("direct read or loopback copy, MB/s", mb_s, limit).into_iter().collect(),
+        generator_bound: generator_bound(&[tally.busy_percent], false),
+        ratios: Ratio::of(what, mb_s, limit).into_iter().collect(),
+        verdict: tally.followed(),
     }
 }
 
-fn text(report: &Report, tally: &Tally) -> String {
+fn text(report: &Report, tally: &Tally, floors: Option<&Floors>) -> String {
     let mut text = format!(
         "consume  {} records in {} frames, {} partitions, {} connections, {}\n\
          rate     {:.0} records/s  {}  ({} with headers) over {:.1} s\n",
@@ -517,7 +621,14 @@ fn text(report: &Report, tally: &Tally) -> String {
         report.seconds,
     );
     text += &latency_text("end to end", &tally.latencies);
-    text += &format!("load     {:.0} % of a core\n", report.load_cpu_percent);
-    text += &ratio_text(&report.ratios);
+    text += &load_text(&[("", report.load_cpu_percent)], report.generator_bound);
+    text += &ratio_text(&report.ratios, floors);
+    if let Some(verdict) = report.verdict {
+        text += &format!(
+            "verified {} stamped records: {} duplicated, {} out of order, {} invented; {} missing between others \
+             (lost, or refused to the producer)\n",
+            verdict.found, verdict.duplicated, verdict.out_of_order, verdict.invented, verdict.missing
+        );
+    }
     text
 }

@@ -1,6 +1,7 @@
 //! A server of a few lines that keeps frames in memory: enough of the protocol to load it, and it can be told to
 //! misbehave.
 
+use super::end_to_end::{self, EndToEndArgs, Kind};
 use super::{consume, produce};
 use clap::Parser;
 use ringmq_format::frame::{Frame, FrameHeader};
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What goes wrong, by the number of the produced frame (from 0, over all connections).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) struct Faults {
     pub(super) double: Option<u64>,
     /// Refused with a code that may be retried.
     pub(super) refuse: Option<u64>,
+    /// The whole server stands still for so long.
+    pub(super) stall: Option<(u64, Duration)>,
 }
 
 #[derive(Default)]
@@ -72,24 +76,44 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
     let mut handles: HashMap<u32, u32> = HashMap::new();
     let mut subscriptions: HashMap<u32, (u32, u64, u64)> = HashMap::new();
     let mut head = [0; HEADER_SIZE];
-    while stream.read_exact(&mut head).is_ok() {
+    loop {
+        // With subscriptions a connection may not wait for requests alone.
+        let idle = subscriptions.is_empty();
+        stream.set_read_timeout((!idle).then_some(Duration::from_millis(1))).unwrap();
+        let peeked = stream.peek(&mut head);
+        stream.set_read_timeout(None).unwrap();
+        let mut out = Vec::new();
+        if peeked.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) {
+            push(&state.lock().unwrap(), &mut subscriptions, &mut out);
+            if stream.write_all(&out).is_err() {
+                return;
+            }
+            continue;
+        }
+        if stream.read_exact(&mut head).is_err() {
+            return;
+        }
         let header = *Header::parse(&head, limits::REQUEST_SIZE_MAX).unwrap();
         let mut body = vec![0; header.message_len() - HEADER_SIZE];
         stream.read_exact(&mut body).unwrap();
         let (fields, frames) = body.split_at(header.fields_len());
         let request = decode_request(&header, fields).unwrap();
-        let mut out = Vec::new();
         let mut state = state.lock().unwrap();
         answer(&header, &request, frames, &mut state, &mut handles, &mut subscriptions, &mut out);
-        for (number, (partition, next, credit)) in &mut subscriptions {
-            while *credit > 0 && *next < state.partitions[*partition as usize].end {
-                let sent = entries(&state, *partition, next, *credit, Op::Push, 0, *number, &mut out);
-                *credit = credit.saturating_sub(sent);
-            }
-        }
+        push(&state, &mut subscriptions, &mut out);
         drop(state);
         if stream.write_all(&out).is_err() {
             return;
+        }
+    }
+}
+
+/// What subscribers have credit for.
+fn push(state: &State, subscriptions: &mut HashMap<u32, (u32, u64, u64)>, out: &mut Vec<u8>) {
+    for (number, (partition, next, credit)) in subscriptions {
+        while *credit > 0 && *next < state.partitions[*partition as usize].end {
+            let sent = entries(state, *partition, next, *credit, Op::Push, 0, *number, out);
+            *credit = credit.saturating_sub(sent);
         }
     }
 }
@@ -182,6 +206,11 @@ fn store(state: &mut State, partition: u32, bytes: &[u8]) -> ProduceOutcome {
     }
     let number = Some(state.frames_seen);
     state.frames_seen += 1;
+    if let Some((at, time)) = state.faults.stall
+        && number == Some(at)
+    {
+        std::thread::sleep(time);
+    }
     if number == state.faults.refuse {
         return ProduceOutcome::failed(ErrorCode::DiskFull, 2);
     }
@@ -295,6 +324,73 @@ fn an_open_loop_keeps_its_rate() {
     assert!((150..=302).contains(&records), "{records} records in 0.3 s at 1,000/s");
 }
 
+/// The reason for the open loop: requests that were due while the server stood still count with the time that they
+/// waited. A closed loop sends none of them and reports one slow request.
+#[test]
+fn an_open_loop_shows_a_stall_and_a_closed_one_hides_it() {
+    let stalled = Faults { stall: Some((300, Duration::from_millis(250))), ..Faults::default() };
+    let line = "--batch 1 --record-size 64 --warmup 0s --duration 1s";
+    let slow = |outcome: &produce::Outcome| {
+        let q = outcome.latencies().quantiles();
+        (q, outcome.latencies().count_from(Duration::from_millis(100)))
+    };
+    let server = FakeServer::start(stalled);
+    let open = produce(&server, &format!("{line} --rate 1000")).unwrap();
+    let (q, waited) = slow(&open);
+    assert!(q.p99_9 >= 200_000.0, "{q:?}");
+    // Of the 250 that were due meanwhile those of the first 150 ms.
+    assert!((100..400).contains(&waited), "{waited} of {q:?}");
+
+    let server = FakeServer::start(stalled);
+    let closed = produce(&server, line).unwrap();
+    let (q, waited) = slow(&closed);
+    assert!(q.max >= 200_000.0, "{q:?}");
+    assert!(waited <= 3, "{waited} of {q:?}: the stall is one request here");
+}
+
+fn end_to_end(kind: Kind, server: &FakeServer, line: &str) -> Result<end_to_end::Outcome, String> {
+    let args: EndToEndArgs = args(server, &format!("--warmup 20ms --duration 150ms {line}"));
+    args.check()?;
+    end_to_end::load(kind, &args, false)
+}
+
+#[test]
+fn every_subscriber_gets_every_record_with_its_latency() {
+    for (kind, subscribers, line) in [
+        (Kind::EndToEnd, 1, "--batch 1 --rate 1000 --record-size 100"),
+        (Kind::EndToEnd, 1, "--batch 4 --partitions 3 --frames 2 --connections 2"),
+        (Kind::FanOut, 5, "--batch 2 --rate 2000 --subscribers 5 --credit 4K"),
+        (Kind::Mixed, 1, "--batch 10 --rate 5000 --partitions 2"),
+    ] {
+        let server = FakeServer::start(Faults::default());
+        let outcome = end_to_end(kind, &server, &format!("{line} --verify")).unwrap();
+        let verdict = outcome.verdict.unwrap();
+        assert!(verdict.holds() && verdict.acknowledged > 0, "{line}: {verdict:?}");
+        assert_eq!(verdict.found, subscribers * server.records(), "{line}");
+        assert_eq!(outcome.delivered.behind, 0, "{line}");
+        let latencies = outcome.delivered.latencies.quantiles();
+        assert!(latencies.count > 0 && latencies.p50 > 0.0, "{line}: {latencies:?}");
+    }
+}
+
+#[test]
+fn a_subscriber_finds_loss_and_doubles_and_sees_a_stall() {
+    let lose = Faults { lose: Some(3), ..Faults::default() };
+    let line = "--batch 5 --verify --subscribers 2";
+    let verdict = end_to_end(Kind::FanOut, &FakeServer::start(lose), line).unwrap().verdict.unwrap();
+    assert_eq!((verdict.lost, verdict.duplicated), (10, 0), "both lack one frame: {verdict:?}");
+    let double = Faults { double: Some(3), ..Faults::default() };
+    let verdict = end_to_end(Kind::EndToEnd, &FakeServer::start(double), line).unwrap().verdict.unwrap();
+    assert_eq!((verdict.lost, verdict.duplicated), (0, 10), "{verdict:?}");
+    let refuse = Faults { refuse: Some(3), ..Faults::default() };
+    assert!(end_to_end(Kind::EndToEnd, &FakeServer::start(refuse), line).unwrap().verdict.unwrap().holds());
+    let stall = Faults { stall: Some((100, Duration::from_millis(200))), ..Faults::default() };
+    let line = "--batch 1 --record-size 64 --rate 1000 --duration 400ms --warmup 0s";
+    let outcome = end_to_end(Kind::EndToEnd, &FakeServer::start(stall), line).unwrap();
+    let q = outcome.delivered.latencies.quantiles();
+    assert!(q.p99 >= 150_000.0, "a subscriber counts from the intended time too: {q:?}");
+}
+
 #[test]
 fn a_reader_gets_every_record_in_both_modes() {
     let server = FakeServer::start(Faults::default());
@@ -312,6 +408,16 @@ fn a_reader_gets_every_record_in_both_modes() {
         let (_, tally) = consume::load(&args(&server, line), false).unwrap();
         assert_eq!(tally.records, 2000, "{line}");
     }
+    let (_, tally) = consume::load(&args(&server, "--again --duration 100ms"), false).unwrap();
+    assert!(tally.records > 2000, "{} records in several passes", tally.records);
+    let (_, tally) = consume::load(&args(&server, "--verify"), false).unwrap();
+    assert_eq!(tally.followed(), Some(super::stamp::Followed::default()), "no stamps, nothing to say");
+    let doubled = FakeServer::start(Faults { double: Some(2), lose: Some(4), ..Faults::default() });
+    produce(&doubled, "--batch 10 --records 100 --warmup 0s --verify").unwrap();
+    let (_, tally) = consume::load(&args(&doubled, "--verify"), false).unwrap();
+    let followed = tally.followed().unwrap();
+    assert_eq!((followed.found, followed.duplicated, followed.missing), (90, 10, 10), "{followed:?}");
+    assert!(!followed.holds());
     let (_, tally) = consume::load(&args(&server, "--partition 2"), false).unwrap();
     assert_eq!(tally.records, 500);
     let (_, tally) = consume::load(&args(&server, "--from latest --duration 50ms"), false).unwrap();

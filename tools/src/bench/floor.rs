@@ -1,11 +1,11 @@
-//! The floor: what plain blocking system calls reach on this machine. Every figure of the other benches can be
+//! The floor: what plain system calls reach on this machine. Every figure of the other benches can be
 //! printed as a ratio to it, because an absolute figure says more about the machine than about the server.
 
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Raised when a field changes its meaning.
-pub(super) const FLOORS_VERSION: u32 = 1;
+pub(super) const FLOORS_VERSION: u32 = 2;
 
 /// Median over the rounds, with the lowest and the highest round.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub(super) struct Floor {
     pub(super) what: What,
     /// Bytes of one operation.
     pub(super) size: usize,
+    /// Operations under way at a time.
+    pub(super) in_flight: usize,
     /// Median latency of one operation, where one was timed.
     pub(super) p50_us: Option<Spread>,
     /// Its tail.
@@ -54,8 +56,10 @@ pub(super) enum What {
     LoopbackCopy,
     /// 1,300 bytes there, 256 back.
     RoundTrip,
-    /// Receive over loopback, write and sync: one buffer, no parsing, no checksum.
-    Pipe,
+    /// One thread receives over loopback, writes, and flushes with fdatasync: no parsing, no checksum.
+    PipeFlush,
+    /// The same with RWF_DSYNC.
+    PipeDsync,
     /// Receive 1 KiB, write 4 KiB and sync, answer: one in flight.
     PipeAnswered,
 }
@@ -68,7 +72,8 @@ impl What {
             Self::Read => "direct read",
             Self::LoopbackCopy => "loopback copy",
             Self::RoundTrip => "loopback round trip",
-            Self::Pipe => "receive, write + sync",
+            Self::PipeFlush => "floor-pipe, fdatasync",
+            Self::PipeDsync => "floor-pipe, RWF_DSYNC",
             Self::PipeAnswered => "receive, write + sync, answer",
         }
     }
@@ -131,7 +136,36 @@ impl Floors {
         self.of(what, size).filter_map(|floor| Some(floor.p50_us?.median)).min_by(f64::total_cmp)
     }
 
-    /// Limit of a durable stream: the smaller of write + sync at 256 KiB and the loopback copy.
+    fn best_pipe(&self) -> Option<&Floor> {
+        let pipes = self.of(&[What::PipeFlush, What::PipeDsync], None);
+        pipes.max_by(|a, b| a.mb_s.median.total_cmp(&b.mb_s.median))
+    }
+
+    /// Limit of a durable stream that one thread receives and writes, at the best size and depth.
+    pub(super) fn pipe_mb_s(&self) -> Option<f64> {
+        self.best_pipe().map(|floor| floor.mb_s.median)
+    }
+
+    /// Where that limit was found.
+    pub(super) fn pipe_shape(&self) -> String {
+        self.best_pipe().map_or_else(String::new, |floor| {
+            let call = if floor.what == What::PipeDsync { "DSYNC" } else { "fdatasync" };
+            format!("{} KiB × {}, {call}", floor.size >> 10, floor.in_flight)
+        })
+    }
+
+    /// Limit of one durable record in flight through one thread: p50 and p99.
+    pub(super) fn one_thread_us(&self) -> Option<(f64, f64)> {
+        let floor = self.of(&[What::PipeAnswered], None).next()?;
+        Some((floor.p50_us?.median, floor.p99_us?.median))
+    }
+
+    /// Limit of whatever goes over one connection.
+    pub(super) fn copy_mb_s(&self) -> Option<f64> {
+        self.best_mb_s(&[What::LoopbackCopy], None)
+    }
+
+    /// Limit of a durable stream with one write in flight: the smaller of write + sync at 256 KiB and the loopback copy.
     pub(super) fn produce_mb_s(&self) -> Option<f64> {
         let disk = self.best_mb_s(&[What::WriteFlush, What::WriteDsync], Some(256 << 10))?;
         Some(disk.min(self.best_mb_s(&[What::LoopbackCopy], None)?))
@@ -156,7 +190,14 @@ mod tests {
 
     fn floor(what: What, size: usize, us: f64, mb_s: f64) -> Floor {
         let spread = |v| Spread::of(vec![v, v * 2.0, v / 2.0]);
-        Floor { what, size, p50_us: Some(spread(us)), p99_us: None, mb_s: spread(mb_s) }
+        Floor {
+            what,
+            size,
+            in_flight: 1,
+            p50_us: Some(spread(us)),
+            p99_us: Some(spread(us)),
+            mb_s: spread(mb_s),
+        }
     }
 
     #[test]
@@ -182,6 +223,9 @@ mod tests {
                 floor(What::Read, 1 << 20, 500.0, 4000.0),
                 floor(What::LoopbackCopy, 256 << 10, 100.0, 2500.0),
                 floor(What::RoundTrip, 1300, 60.0, 20.0),
+                floor(What::PipeFlush, 256 << 10, 0.0, 800.0),
+                floor(What::PipeDsync, 1 << 20, 0.0, 1500.0),
+                floor(What::PipeAnswered, 1 << 10, 290.0, 3.0),
             ],
         };
         let file = std::env::temp_dir().join(format!("ringmq-floors-{}.json", std::process::id()));
@@ -190,6 +234,10 @@ mod tests {
         std::fs::write(&file, "{}").unwrap();
         assert!(Floors::load(&file).unwrap_err().contains("bench machine --out"));
         std::fs::remove_file(&file).unwrap();
+        assert_eq!(floors.pipe_mb_s(), Some(1500.0));
+        assert_eq!(floors.pipe_shape(), "1024 KiB × 1, DSYNC");
+        assert_eq!(floors.one_thread_us(), Some((290.0, 290.0)));
+        assert_eq!(floors.copy_mb_s(), Some(2500.0));
         assert_eq!(floors.produce_mb_s(), Some(1000.0));
         assert_eq!(floors.one_in_flight_us(), Some(170.0));
         assert_eq!(floors.consume_mb_s(), Some(2500.0));

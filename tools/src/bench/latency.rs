@@ -3,7 +3,7 @@
 
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -59,6 +59,21 @@ impl Latencies {
         }
     }
 
+    /// How many took at least so long.
+    #[cfg(test)]
+    pub(super) fn count_from(&self, latency: Duration) -> u64 {
+        self.histogram.count_between(latency.as_nanos() as u64, LATENCY_MAX_NS)
+    }
+
+    /// Percentiles with their values in microseconds, for a curve: more of them the nearer to 100.
+    pub(super) fn curve(&self) -> Vec<(f64, f64)> {
+        if self.histogram.is_empty() {
+            return Vec::new();
+        }
+        let values = self.histogram.iter_quantiles(2);
+        values.map(|v| (v.quantile_iterated_to() * 100.0, v.value_iterated_to() as f64 / 1e3)).collect()
+    }
+
     /// Bars over powers of two, from the first bucket that holds anything to the last.
     pub(super) fn bars(&self) -> String {
         let mut buckets = [0u64; 64];
@@ -81,23 +96,35 @@ impl Latencies {
         }
         text
     }
+}
 
-    /// Writes an interval log with this histogram as its only interval.
-    pub(super) fn write_hlog(&self, path: &Path, started: SystemTime, took: Duration) -> Result<(), String> {
-        let mut bytes = Vec::new();
-        let mut serializer = V2DeflateSerializer::new();
-        let mut writer = IntervalLogWriterBuilder::new()
-            .add_comment("latencies in nanoseconds")
-            .with_start_time(started)
-            .with_base_time(started)
-            .with_max_value_divisor(1e6)
-            .begin_log_with(&mut bytes, &mut serializer)
-            .map_err(|e| e.to_string())?;
+/// Writes an interval log with one interval for each of them, tagged by its name; an empty name is no tag.
+pub(super) fn write_hlog(
+    latencies: &[(&str, &Latencies)],
+    path: &Path,
+    started: SystemTime,
+    took: Duration,
+) -> Result<(), String> {
+    let mut bytes = Vec::new();
+    let mut serializer = V2DeflateSerializer::new();
+    let mut writer = IntervalLogWriterBuilder::new()
+        .add_comment("latencies in nanoseconds")
+        .with_start_time(started)
+        .with_base_time(started)
+        .with_max_value_divisor(1e6)
+        .begin_log_with(&mut bytes, &mut serializer)
+        .map_err(|e| e.to_string())?;
+    for (name, latencies) in latencies {
         writer
-            .write_histogram(&self.histogram, Duration::ZERO, took, None)
+            .write_histogram(
+                &latencies.histogram,
+                Duration::ZERO,
+                took,
+                Tag::new(name).filter(|_| !name.is_empty()),
+            )
             .map_err(|e| format!("cannot encode the histogram: {e:?}"))?;
-        std::fs::write(path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
     }
+    std::fs::write(path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// Microseconds with the unit that reads best.
@@ -146,7 +173,7 @@ mod tests {
             latencies.record(Duration::from_micros(us));
         }
         let path = std::env::temp_dir().join(format!("ringmq-bench-{}.hlog", std::process::id()));
-        latencies.write_hlog(&path, SystemTime::UNIX_EPOCH, Duration::from_secs(3)).unwrap();
+        write_hlog(&[("", &latencies)], &path, SystemTime::UNIX_EPOCH, Duration::from_secs(3)).unwrap();
         let text = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let encoded = IntervalLogIterator::new(&text)

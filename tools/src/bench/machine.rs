@@ -1,4 +1,5 @@
-//! `ringmq bench machine`: measures the floor with plain blocking calls, no io_uring and no server.
+//! `ringmq bench machine`: measures the floor, without a server: with plain blocking calls, and where several writes
+//! are under way through a ring ([`super::pipe`]).
 //!
 //! Rounds go over all operations and each figure is the median of its rounds, because a shared disk drifts by
 //! the minute: a figure taken in one piece would show the minute, not the operation. The file is written through
@@ -8,6 +9,7 @@
 use super::cpu;
 use super::floor::{FLOORS_VERSION, Floor, Floors, Machine, Spread, What};
 use super::latency::{Latencies, format_rate, format_us};
+use super::pipe::{Pipe, Sync};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::OFlags;
@@ -23,7 +25,9 @@ use std::time::{Duration, Instant, SystemTime};
 const DIRECT_ALIGN: usize = 4096;
 const WRITE_SIZES: [usize; 4] = [4 << 10, 64 << 10, 256 << 10, 1 << 20];
 const READ_SIZES: [usize; 2] = [128 << 10, 1 << 20];
-const PIPE_SIZES: [usize; 2] = [256 << 10, 1 << 20];
+/// Buffers of `floor-pipe`, and how many of them are written at a time.
+const PIPE_SIZES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];
+const PIPE_DEPTHS: [usize; 3] = [1, 2, 4];
 /// One write call of the loopback copy.
 const COPY_CHUNK: usize = 256 << 10;
 /// A record of 1 KiB with its headers, and an acknowledgement.
@@ -44,7 +48,7 @@ pub(super) struct MachineArgs {
     /// Core that receives and writes, and core that sends [default: the first and the last].
     #[arg(long, value_name = "A,B", value_delimiter = ',', num_args = 2)]
     cores: Option<Vec<usize>>,
-    /// One short round on a 64 MiB file: about 2 s instead of 15, and noisier.
+    /// One short round on a 64 MiB file: about 4 s instead of 30, and noisier.
     #[arg(long)]
     quick: bool,
     /// Also write the figures as JSON, for `--floor` of the other benches.
@@ -95,13 +99,13 @@ fn measure(data: &Path, cores: Option<&[usize]>, plan: Plan, show: bool) -> Resu
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}") {
         progress.set_style(style);
     }
-    let mut samples: Vec<(What, usize, Vec<Sample>)> = Vec::new();
+    let mut samples: Vec<(Shape, Vec<Sample>)> = Vec::new();
     for _ in 0..plan.rounds {
-        bench.round(&mut disk, &mut |what, size, sample| {
+        bench.round(&mut disk, &mut |shape, sample| {
             progress.inc(1);
-            match samples.iter_mut().find(|known| known.0 == what && known.1 == size) {
-                Some(known) => known.2.push(sample),
-                None => samples.push((what, size, vec![sample])),
+            match samples.iter_mut().find(|known| known.0 == shape) {
+                Some(known) => known.1.push(sample),
+                None => samples.push((shape, vec![sample])),
             }
         })?;
     }
@@ -113,9 +117,10 @@ fn measure(data: &Path, cores: Option<&[usize]>, plan: Plan, show: bool) -> Resu
     };
     let floors = samples
         .iter()
-        .map(|(what, size, samples)| Floor {
+        .map(|((what, size, in_flight), samples)| Floor {
             what: *what,
             size: *size,
+            in_flight: *in_flight,
             p50_us: spread(samples, |s| s.p50_us),
             p99_us: spread(samples, |s| s.p99_us),
             mb_s: spread(samples, |s| Some(s.mb_s)).unwrap_or_default(),
@@ -156,19 +161,28 @@ impl Limits {
         Ok(Self { disk, cores: Cores { server, load } })
     }
 
-    /// The smaller of direct write and fdatasync at 256 KiB, one in flight, and the loopback copy, in MB/s.
-    pub(super) fn stream_mb_s(&mut self, time: Duration) -> Result<f64, String> {
-        let disk = on_core(self.cores.server, || self.disk.timed_writes(256 << 10, Sync::Flush, time / 2))?;
-        Ok(disk.mb_s.min(self.copy_mb_s(time / 2)?))
+    /// `floor-pipe` at its best: each size and depth in turn for a share of `time`, in MB/s.
+    pub(super) fn pipe_mb_s(&mut self, time: Duration) -> Result<f64, String> {
+        // At 64 KiB one in flight is never the best: where the time is short it goes to the others.
+        let shapes = PIPE_SIZES[1..].iter().flat_map(|size| PIPE_DEPTHS.map(|depth| (*size, depth)));
+        let shapes =
+            shapes.flat_map(|(size, depth)| [Sync::Flush, Sync::Dsync].map(|sync| (size, depth, sync)));
+        let shapes: Vec<_> = shapes.collect();
+        let bench = Bench { cores: self.cores, slice: time / shapes.len() as u32 };
+        let rates = shapes.iter().map(|(size, depth, sync)| bench.pipe(&self.disk, *size, *depth, *sync));
+        Ok(rates.collect::<Result<Vec<_>, _>>()?.iter().map(|sample| sample.mb_s).fold(0.0, f64::max))
     }
 
-    /// p50 of a loopback round trip and p50 of 4 KiB, written and synced, in microseconds.
-    pub(super) fn one_in_flight_us(&mut self, time: Duration) -> Result<f64, String> {
+    /// One record in flight through one thread: p50 and p99 in microseconds, of the faster durability call.
+    pub(super) fn one_thread_us(&mut self, time: Duration) -> Result<(f64, f64), String> {
         let bench = Bench { cores: self.cores, slice: time / 2 };
-        let trip = bench.round_trip(REQUEST_LEN, ANSWER_LEN, &mut |_| Ok(()))?;
-        let write =
-            on_core(self.cores.server, || self.disk.timed_writes(DIRECT_ALIGN, Sync::Flush, time / 2))?;
-        Ok(trip.p50_us.unwrap_or(0.0) + write.p50_us.unwrap_or(0.0))
+        let mut best: Option<(f64, f64)> = None;
+        for sync in [Sync::Flush, Sync::Dsync] {
+            let sample = bench.pipe_answered(&mut self.disk, sync)?;
+            let found = (sample.p50_us.unwrap_or_default(), sample.p99_us.unwrap_or_default());
+            best = Some(best.map_or(found, |best| if found.0 < best.0 { found } else { best }));
+        }
+        Ok(best.unwrap_or_default())
     }
 
     /// The smaller of direct read at 1 MiB, one in flight, and the loopback copy, in MB/s.
@@ -177,9 +191,10 @@ impl Limits {
         Ok(disk.mb_s.min(self.copy_mb_s(time / 2)?))
     }
 
-    fn copy_mb_s(&self, slice: Duration) -> Result<f64, String> {
+    /// One TCP stream over loopback, in MB/s.
+    pub(super) fn copy_mb_s(&self, slice: Duration) -> Result<f64, String> {
         let bench = Bench { cores: self.cores, slice };
-        Ok(bench.loopback_copy(&mut |_| Ok(()), COPY_CHUNK)?.mb_s)
+        Ok(bench.loopback_copy()?.mb_s)
     }
 }
 
@@ -212,20 +227,16 @@ struct Bench {
     slice: Duration,
 }
 
-/// How a write is made durable.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sync {
-    Flush,
-    Dsync,
-}
+/// What, in which size, how many at a time.
+type Shape = (What, usize, usize);
 
 impl Bench {
     /// Figures of one round.
     fn steps(&self) -> usize {
-        2 * WRITE_SIZES.len() + READ_SIZES.len() + 2 + PIPE_SIZES.len() + 1
+        2 * WRITE_SIZES.len() + READ_SIZES.len() + 2 + 2 * PIPE_SIZES.len() * PIPE_DEPTHS.len() + 1
     }
 
-    fn round(&self, disk: &mut TestFile, done: &mut dyn FnMut(What, usize, Sample)) -> Result<(), String> {
+    fn round(&self, disk: &mut TestFile, done: &mut dyn FnMut(Shape, Sample)) -> Result<(), String> {
         let server = self.cores.server;
         let mut best = [(0usize, Sync::Flush, 0f64); WRITE_SIZES.len()];
         for (size, best) in WRITE_SIZES.into_iter().zip(&mut best) {
@@ -234,36 +245,70 @@ impl Bench {
                 if sample.mb_s > best.2 {
                     *best = (size, sync, sample.mb_s);
                 }
-                done(what, size, sample);
+                done((what, size, 1), sample);
             }
         }
         let faster =
             |size: usize| best.iter().find(|known| known.0 == size).map_or(Sync::Flush, |known| known.1);
         for size in READ_SIZES {
             let sample = on_core(server, || disk.timed_reads(size, self.slice))?;
-            done(What::Read, size, sample);
+            done((What::Read, size, 1), sample);
         }
-        done(What::LoopbackCopy, COPY_CHUNK, self.loopback_copy(&mut |_| Ok(()), COPY_CHUNK)?);
-        done(What::RoundTrip, REQUEST_LEN, self.round_trip(REQUEST_LEN, ANSWER_LEN, &mut |_| Ok(()))?);
+        done((What::LoopbackCopy, COPY_CHUNK, 1), self.loopback_copy()?);
+        let trip = self.round_trip(REQUEST_LEN, ANSWER_LEN, &mut |_| Ok(()))?;
+        done((What::RoundTrip, REQUEST_LEN, 1), trip);
         for size in PIPE_SIZES {
-            let sync = faster(size);
-            done(What::Pipe, size, self.loopback_copy(&mut |buffer| disk.append(buffer, sync), size)?);
+            for (sync, what) in [(Sync::Flush, What::PipeFlush), (Sync::Dsync, What::PipeDsync)] {
+                for depth in PIPE_DEPTHS {
+                    done((what, size, depth), self.pipe(disk, size, depth, sync)?);
+                }
+            }
         }
-        let sync = faster(DIRECT_ALIGN);
-        let mut block = Aligned::new(DIRECT_ALIGN);
-        let sample = self.round_trip(1 << 10, ANSWER_LEN, &mut |request| {
-            block.bytes_mut()[..request.len()].copy_from_slice(request);
-            disk.append(block.bytes(), sync)
-        })?;
-        done(What::PipeAnswered, 1 << 10, sample);
+        done((What::PipeAnswered, 1 << 10, 1), self.pipe_answered(disk, faster(DIRECT_ALIGN))?);
         Ok(())
     }
 
-    /// One stream from the load core to the server core, which hands each full buffer to `sink`.
-    fn loopback_copy(
+    /// One record of 1 KiB in flight: received, written as one block and made durable, answered, by one thread.
+    fn pipe_answered(&self, disk: &mut TestFile, sync: Sync) -> Result<Sample, String> {
+        let mut block = Aligned::new(DIRECT_ALIGN);
+        self.round_trip(1 << 10, ANSWER_LEN, &mut |request| {
+            block.bytes_mut()[..request.len()].copy_from_slice(request);
+            disk.append(block.bytes(), sync)
+        })
+    }
+
+    /// One stream from the load core to the server core, received into one buffer.
+    fn loopback_copy(&self) -> Result<Sample, String> {
+        self.stream(|receiver| {
+            let mut buffer = Aligned::new(COPY_CHUNK);
+            let (mut bytes, mut started, mut took) = (0u64, None, Duration::ZERO);
+            // What is left at the end and does not fill a buffer is not counted.
+            while receive_full(receiver, buffer.bytes_mut())? {
+                // The first buffer starts the clock, so that connecting is not measured.
+                match started {
+                    None => started = Some(Instant::now()),
+                    Some(started) => {
+                        bytes += COPY_CHUNK as u64;
+                        took = started.elapsed();
+                    }
+                }
+            }
+            Ok(Sample::rate(bytes, took))
+        })
+    }
+
+    /// `floor-pipe` with buffers of `size`, `depth` of them under way.
+    fn pipe(&self, disk: &TestFile, size: usize, depth: usize, sync: Sync) -> Result<Sample, String> {
+        self.stream(|receiver| {
+            let (bytes, took) = Pipe::new(&disk.file, disk.len, size, depth, sync)?.run(receiver)?;
+            Ok(Sample::rate(bytes, took))
+        })
+    }
+
+    /// Sends from the load core as fast as `receive` takes it on the server core.
+    fn stream(
         &self,
-        sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
-        size: usize,
+        receive: impl FnOnce(&mut TcpStream) -> Result<Sample, String> + Send,
     ) -> Result<Sample, String> {
         let (mut receiver, sender) = loopback_pair()?;
         let (cores, slice) = (self.cores, self.slice);
@@ -280,25 +325,13 @@ impl Bench {
             });
             let receiving = scope.spawn(move || {
                 cpu::pin(cores.server)?;
-                let mut buffer = Aligned::new(size);
-                let (mut bytes, mut started, mut took) = (0u64, None, Duration::ZERO);
-                // What is left at the end and does not fill a buffer is not counted.
-                while receive_full(&mut receiver, buffer.bytes_mut())? {
-                    sink(buffer.bytes())?;
-                    // The first buffer starts the clock, so that connecting is not measured.
-                    match started {
-                        None => started = Some(Instant::now()),
-                        Some(started) => {
-                            bytes += size as u64;
-                            took = started.elapsed();
-                        }
-                    }
-                }
-                Ok(Sample::rate(bytes, took))
+                receive(&mut receiver)
             });
             let sample = join(receiving);
-            join(sending)?;
-            sample
+            let sent = join(sending);
+            // Why the receiver hung up says more than that it did.
+            let sample = sample?;
+            sent.map(|()| sample)
         })
     }
 
@@ -521,11 +554,14 @@ fn table(floors: &Floors) -> String {
     table.load_style(presets::NOTHING).set_header(["floor", "size", "p50", "p99", "rate", "rounds, MB/s"]);
     for floor in &floors.floors {
         let us = |spread: Option<Spread>| spread.map_or_else(String::new, |s| format_us(s.median));
-        let size = if floor.size.is_multiple_of(1024) {
+        let mut size = if floor.size.is_multiple_of(1024) {
             format!("{} KiB", floor.size >> 10)
         } else {
             format!("{} B", floor.size)
         };
+        if floor.in_flight > 1 {
+            size += &format!(" × {}", floor.in_flight);
+        }
         table.add_row([
             floor.what.text().to_owned(),
             size,
@@ -556,16 +592,20 @@ fn table(floors: &Floors) -> String {
     if machine.load_before > LOAD_QUIET {
         text += "\nthe machine was busy before the start: these figures are its state, not its floor";
     }
-    if let (Some(produce), Some(one), Some(consume)) =
-        (floors.produce_mb_s(), floors.one_in_flight_us(), floors.consume_mb_s())
-    {
-        text += &format!(
-            "\nlimits: durable stream {}   one record in flight {}   cold read {}",
-            format_rate(produce),
-            format_us(one),
-            format_rate(consume)
-        );
-    }
+    let rate = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), format_rate);
+    let (p50, p99) = floors.one_thread_us().unwrap_or_default();
+    text += &format!(
+        "\nlimits: floor-pipe {} ({})   one durable record through one thread p50 {}, p99 {}\n        \
+         durable stream, one in flight {}   round trip + write {}   cold read {}   tail {}",
+        rate(floors.pipe_mb_s()),
+        floors.pipe_shape(),
+        format_us(p50),
+        format_us(p99),
+        rate(floors.produce_mb_s()),
+        floors.one_in_flight_us().map_or_else(|| "-".to_owned(), format_us),
+        rate(floors.consume_mb_s()),
+        rate(floors.copy_mb_s()),
+    );
     text
 }
 
@@ -577,21 +617,23 @@ mod tests {
     fn every_figure_is_measured_and_the_directory_is_left_empty() {
         let data = std::env::temp_dir().join(format!("ringmq-machine-{}", std::process::id()));
         std::fs::create_dir(&data).unwrap();
-        let plan = Plan { rounds: 2, slice: Duration::from_millis(4), file_len: 2 << 20 };
+        let plan = Plan { rounds: 2, slice: Duration::from_millis(4), file_len: 4 << 20 };
         let floors = measure(&data, None, plan, false);
         let left = std::fs::read_dir(&data).unwrap().count();
         std::fs::remove_dir_all(&data).unwrap();
         assert_eq!(left, 0);
         let floors = match floors {
             // Not every directory for temporary files can do direct transfers.
-            Err(e) => return assert!(e.contains("O_DIRECT"), "{e}"),
+            Err(e) => return assert!(e.contains("O_DIRECT") || e.contains("io_uring"), "{e}"),
             Ok(floors) => floors,
         };
-        assert_eq!(floors.floors.len() * 2, 2 * 15);
+        assert_eq!(floors.floors.len(), 13 + 2 * PIPE_SIZES.len() * PIPE_DEPTHS.len());
+        assert!(floors.pipe_mb_s().unwrap() > 0.0);
+        assert!(floors.one_thread_us().unwrap().0 > 0.0);
         assert!(floors.produce_mb_s().unwrap() > 0.0);
         assert!(floors.one_in_flight_us().unwrap() > 0.0);
         assert!(floors.consume_mb_s().unwrap() > 0.0);
-        assert!(table(&floors).contains("limits: durable stream"));
+        assert!(table(&floors).contains("limits: floor-pipe"));
     }
 
     #[test]

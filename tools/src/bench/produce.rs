@@ -11,7 +11,9 @@
 use super::cpu::{self, Busy};
 use super::floor::Floors;
 use super::latency::{Latencies, Quantiles, format_rate};
-use super::report::{Progress, Ratio, Target, latency_text, parse_duration, parse_size, ratio_text};
+use super::report::{
+    Progress, Ratio, Target, generator_bound, latency_text, load_text, parse_duration, parse_size, ratio_text,
+};
 use super::stamp::{Judge, STAMP_SIZE, Stamp, Verdict, random, wall_ns};
 use super::wire::{Conn, Place, Poller, Received, describe_code, describe_error, handle_of, locate};
 use super::{consume, wire};
@@ -85,6 +87,9 @@ pub(super) struct ProduceArgs {
     /// Stamp every record, read everything back afterwards and check order, loss and duplicates.
     #[arg(long)]
     pub(super) verify: bool,
+    /// Stamp every record for readers that run beside the load.
+    #[arg(skip)]
+    pub(super) stamped: bool,
 }
 
 pub(super) fn run(args: &ProduceArgs, json: bool) -> Result<(), String> {
@@ -92,14 +97,33 @@ pub(super) fn run(args: &ProduceArgs, json: bool) -> Result<(), String> {
     let outcome = load(args, !json)?;
     let report = report(args, &outcome, floors.as_ref());
     let took = outcome.tally.window();
-    args.target.deliver(&report, &outcome.tally.latencies, took, &text(&report, &outcome), json)?;
-    match report.verdict {
-        Some(verdict) if !verdict.holds() => Err(format!(
-            "verification failed: {} lost, {} duplicated, {} out of order, {} invented",
-            verdict.lost, verdict.duplicated, verdict.out_of_order, verdict.invented
-        )),
-        _ => Ok(()),
+    let text = text(&report, &outcome, floors.as_ref());
+    args.target.deliver(&report, &[("", &outcome.tally.latencies)], took, &text, json)?;
+    report.verdict.map_or(Ok(()), demand)
+}
+
+/// Fails if the verdict is a bad one.
+pub(super) fn demand(verdict: Verdict) -> Result<(), String> {
+    if verdict.holds() {
+        return Ok(());
     }
+    Err(format!(
+        "verification failed: {} lost, {} duplicated, {} out of order, {} invented",
+        verdict.lost, verdict.duplicated, verdict.out_of_order, verdict.invented
+    ))
+}
+
+/// The verdict as a line of a report.
+pub(super) fn verdict_text(verdict: Verdict) -> String {
+    format!(
+        "verified {} acknowledged, {} found: {} lost, {} duplicated, {} out of order, {} invented\n",
+        verdict.acknowledged,
+        verdict.found,
+        verdict.lost,
+        verdict.duplicated,
+        verdict.out_of_order,
+        verdict.invented
+    )
 }
 
 /// All figures of a run.
@@ -127,11 +151,14 @@ struct Report {
     /// With all headers, as sent.
     wire_mb_s: f64,
     latency_us: Quantiles,
+    /// Percentiles and their values in microseconds.
+    latency_curve: Vec<(f64, f64)>,
     /// Frames that were refused, by the name of the error.
     refused: BTreeMap<String, u64>,
     /// Requests that had no answer at the end.
     unanswered: u64,
     load_cpu_percent: f64,
+    generator_bound: bool,
     ratios: Vec<Ratio>,
     verdict: Option<Verdict>,
 }
@@ -144,26 +171,40 @@ pub(super) struct Outcome {
     pub(super) verdict: Option<Verdict>,
 }
 
+#[cfg(test)]
+impl Outcome {
+    pub(super) fn latencies(&self) -> &Latencies {
+        &self.tally.latencies
+    }
+}
+
 /// Counted while the load runs.
-struct Tally {
-    latencies: Latencies,
+pub(super) struct Tally {
+    pub(super) latencies: Latencies,
     /// Of the measured window.
     started: Option<Instant>,
     ended: Option<Instant>,
     requests: u64,
-    records: u64,
+    pub(super) records: u64,
     wire_bytes: u64,
     refused: BTreeMap<u16, u64>,
-    unanswered: u64,
-    busy_percent: f64,
+    pub(super) unanswered: u64,
+    pub(super) busy_percent: f64,
 }
 
 impl Tally {
-    fn window(&self) -> Duration {
+    pub(super) fn window(&self) -> Duration {
         match (self.started, self.ended) {
             (Some(started), Some(ended)) => ended.saturating_duration_since(started),
             _ => Duration::ZERO,
         }
+    }
+
+    /// Frames that were refused, by the name of the error.
+    pub(super) fn refused(&self) -> BTreeMap<String, u64> {
+        let name =
+            |code: &u16| ErrorCode::parse(*code).map_or_else(|| code.to_string(), |c| c.name().to_owned());
+        self.refused.iter().map(|(code, frames)| (name(code), *frames)).collect()
     }
 }
 
@@ -204,7 +245,7 @@ impl Template {
 
 impl ProduceArgs {
     /// Unanswered requests on each connection.
-    fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.in_flight.unwrap_or(if self.rate.is_some() { OPEN_LOOP_IN_FLIGHT } else { 1 })
     }
 
@@ -234,61 +275,83 @@ impl ProduceArgs {
     }
 }
 
+/// A load that is ready to run: everything is known of the server, nothing is sent yet.
+pub(super) struct Plan<'a> {
+    args: &'a ProduceArgs,
+    template: Template,
+    in_flight: usize,
+    pub(super) control: Conn,
+    pub(super) place: Place,
+    pub(super) partitions: Vec<u32>,
+}
+
+impl<'a> Plan<'a> {
+    /// Finds the topic, or makes it, and checks that the requests are what the server takes.
+    pub(super) fn new(args: &'a ProduceArgs) -> Result<Self, String> {
+        let in_flight = args.in_flight();
+        let template = Template::new(args)?;
+        let (control, place) = locate(&args.target.server, &args.target.topic, Some(args.partitions))?;
+        if place.partitions < args.partitions {
+            return Err(format!(
+                "topic {} has {} partitions, fewer than --partitions {}; choose another --topic",
+                args.target.topic, place.partitions, args.partitions
+            ));
+        }
+        let request_len = args.frames * (template.frame.len() + 8) + 8;
+        if place.request_size_max > 0 && request_len > place.request_size_max {
+            return Err(format!(
+                "a request would have {request_len} bytes, the server takes {}: lower --frames or --batch",
+                place.request_size_max
+            ));
+        }
+        if place.frame_size_max > 0 && template.frame.len() > place.frame_size_max {
+            return Err(format!(
+                "a frame would have {} bytes, the server takes {}: lower --batch",
+                template.frame.len(),
+                place.frame_size_max
+            ));
+        }
+        let partitions: Vec<u32> = (0..args.partitions).collect();
+        Ok(Self { args, template, in_flight, control, place, partitions })
+    }
+
+    /// Loads the server from this thread.
+    pub(super) fn drive(&self, progress: &Progress) -> Result<(Tally, Option<Judge>), String> {
+        if let Some(core) = self.args.target.pin {
+            cpu::pin(core)?;
+        }
+        let lanes = (0..self.args.connections)
+            .map(|number| Lane::new(self.args, self.in_flight, &self.place, &self.template, number))
+            .collect::<Result<Vec<_>, _>>()?;
+        Driver::new(self.args, &self.template, self.in_flight, lanes, progress)?.run()
+    }
+}
+
 /// Runs the load and, if asked to, the verification.
 pub(super) fn load(args: &ProduceArgs, show: bool) -> Result<Outcome, String> {
-    let in_flight = args.in_flight();
-    let template = Template::new(args)?;
-    let (mut control, place) = locate(&args.target.server, &args.target.topic, Some(args.partitions))?;
-    if place.partitions < args.partitions {
-        return Err(format!(
-            "topic {} has {} partitions, fewer than --partitions {}; choose another --topic",
-            args.target.topic, place.partitions, args.partitions
-        ));
-    }
-    let request_len = args.frames * (template.frame.len() + 8) + 8;
-    if place.request_size_max > 0 && request_len > place.request_size_max {
-        return Err(format!(
-            "a request would have {request_len} bytes, the server takes {}: lower --frames or --batch",
-            place.request_size_max
-        ));
-    }
-    if place.frame_size_max > 0 && template.frame.len() > place.frame_size_max {
-        return Err(format!(
-            "a frame would have {} bytes, the server takes {}: lower --batch",
-            template.frame.len(),
-            place.frame_size_max
-        ));
-    }
-    let partitions: Vec<u32> = (0..args.partitions).collect();
+    let mut plan = Plan::new(args)?;
     let starts: Vec<u64> = if args.verify {
-        control.open(&args.target.topic, &partitions)?.iter().map(|o| o.bounds.visible_end).collect()
+        let opened = plan.control.open(&args.target.topic, &plan.partitions)?;
+        opened.iter().map(|o| o.bounds.visible_end).collect()
     } else {
         Vec::new()
     };
-
     let progress = Progress::new(show, args.records.unwrap_or(0), args.warmup + args.duration);
+    let shared = &plan;
     let (tally, judge) = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            if let Some(core) = args.target.pin {
-                cpu::pin(core)?;
-            }
-            let lanes = (0..args.connections)
-                .map(|number| Lane::new(args, in_flight, &place, &template, number))
-                .collect::<Result<Vec<_>, _>>()?;
-            Driver::new(args, &template, in_flight, lanes, &progress)?.run()
-        });
+        let thread = scope.spawn(|| shared.drive(&progress));
         progress.watch(thread, args.records.is_some())
     })?;
     let verdict = match judge {
         Some(mut judge) => {
-            for (partition, start) in partitions.iter().zip(&starts) {
-                consume::read_back(&mut control, *partition, *start, &mut judge)?;
+            for (partition, start) in plan.partitions.iter().zip(&starts) {
+                consume::read_back(&mut plan.control, *partition, *start, &mut judge)?;
             }
             Some(judge.verdict())
         }
         None => None,
     };
-    Ok(Outcome { place, in_flight, tally, verdict })
+    Ok(Outcome { place: plan.place, in_flight: plan.in_flight, tally, verdict })
 }
 
 /// A request without an answer yet.
@@ -382,7 +445,7 @@ impl Lane {
         }
         let mut numbers = Vec::new();
         if judge.is_some() || self.producer != 0 {
-            numbers = self.restamp(args, template, first, judge);
+            numbers = self.restamp(args, template, first, intended, judge);
         }
         self.next_partition = (first + args.frames) % self.partitions.len();
         self.head.clear();
@@ -398,10 +461,13 @@ impl Lane {
         args: &ProduceArgs,
         template: &Template,
         first: usize,
+        intended: Instant,
         mut judge: Option<(&mut Judge, u64)>,
     ) -> Vec<u64> {
         let mut numbers = Vec::new();
-        let sent_ns = if judge.is_some() { wall_ns() } else { 0 };
+        // What reads it counts from the intended time of sending, as this side does.
+        let late = intended.elapsed().as_nanos() as u64;
+        let sent_ns = if judge.is_some() { wall_ns().saturating_sub(late) } else { 0 };
         for (index, frame) in self.frames.chunks_exact_mut(template.frame.len()).enumerate() {
             let at = (first + index) % self.partitions.len();
             let partition = self.partitions[at];
@@ -506,6 +572,7 @@ impl<'a> Driver<'a> {
         let per_request = u64::from(args.batch) * args.frames as u64;
         let now = Instant::now();
         let measure_at = now + args.warmup;
+        progress.count_from_ns.store(wall_ns() + args.warmup.as_nanos() as u64, Ordering::Relaxed);
         let run = random();
         Ok(Self {
             args,
@@ -514,7 +581,7 @@ impl<'a> Driver<'a> {
             lanes,
             poller,
             progress,
-            judge: args.verify.then(|| (Judge::new(run, args.batch), run)),
+            judge: (args.verify || args.stamped).then(|| (Judge::new(run, args.batch), run)),
             tally: Tally {
                 latencies: Latencies::new()?,
                 started: None,
@@ -555,8 +622,7 @@ impl<'a> Driver<'a> {
                 let idle = self.lanes.iter().all(|lane| lane.in_flight.is_empty());
                 // Bounded by records, the window lasts to the last answer.
                 if self.tally.ended.is_none() && (idle || self.requests_left.is_none()) {
-                    self.tally.ended = Some(now);
-                    self.tally.busy_percent = self.busy.percent();
+                    self.end(now);
                 }
                 if idle || now >= *give_up_at.get_or_insert(now + DRAIN) {
                     break;
@@ -567,11 +633,17 @@ impl<'a> Driver<'a> {
             self.receive(&attention)?;
         }
         if self.tally.ended.is_none() {
-            self.tally.ended = Some(Instant::now());
-            self.tally.busy_percent = self.busy.percent();
+            self.end(Instant::now());
         }
         self.tally.unanswered = self.lanes.iter().map(|lane| lane.in_flight.len() as u64).sum();
         Ok((self.tally, self.judge.map(|judge| judge.0)))
+    }
+
+    /// The end of the measured window.
+    fn end(&mut self, now: Instant) {
+        self.tally.ended = Some(now);
+        self.tally.busy_percent = self.busy.percent();
+        self.progress.count_until_ns.store(wall_ns(), Ordering::Relaxed);
     }
 
     fn loading(&self, now: Instant) -> bool {
@@ -763,13 +835,19 @@ fn report(args: &ProduceArgs, outcome: &Outcome, floors: Option<&Floors>) -> Rep
     let latency_us = tally.latencies.quantiles();
     let mut ratios = Vec::new();
     if let Some(floors) = floors {
-        ratios.extend(Ratio::of("write + sync or loopback copy, MB/s", mb_s, floors.produce_mb_s()));
+        ratios.extend(Ratio::of("floor-pipe, MB/s", mb_s, floors.pipe_mb_s()));
         if args.connections == 1 && outcome.in_flight == 1 && args.batch == 1 && args.frames == 1 {
+            let (p50, p99) = floors.one_thread_us().unzip();
+            let one = "one thread: receive, 4 KiB write + sync, answer, µs";
+            ratios.extend(Ratio::of(one, latency_us.p50, p50).map(|r| r.at("p50")));
+            ratios.extend(Ratio::of(one, latency_us.p99, p99).map(|r| r.at("p99")));
             let floor = floors.one_in_flight_us();
-            ratios.extend(Ratio::of("round trip and 4 KiB write + sync, µs at p50", latency_us.p50, floor));
+            ratios.extend(
+                Ratio::of("round trip and 4 KiB write + sync, µs", latency_us.p50, floor)
+                    .map(|r| r.at("p50")),
+            );
         }
     }
-    let name = |code: &u16| ErrorCode::parse(*code).map_or_else(|| code.to_string(), |c| c.name().to_owned());
     Report {
         bench: "produce",
         server: outcome.place.server.clone(),
@@ -790,15 +868,17 @@ fn report(args: &ProduceArgs, outcome: &Outcome, floors: Option<&Floors>) -> Rep
         mb_s,
         wire_mb_s: per_second(tally.wire_bytes as f64 / 1e6),
         latency_us,
-        refused: tally.refused.iter().map(|(code, frames)| (name(code), *frames)).collect(),
+        latency_curve: tally.latencies.curve(),
+        refused: tally.refused(),
         unanswered: tally.unanswered,
         load_cpu_percent: tally.busy_percent,
+        generator_bound: generator_bound(&[tally.busy_percent], false),
         ratios,
         verdict: outcome.verdict,
     }
 }
 
-fn text(report: &Report, outcome: &Outcome) -> String {
+fn text(report: &Report, outcome: &Outcome, floors: Option<&Floors>) -> String {
     let mut text = format!(
         "produce  {} B × {} × {} frames, {} partitions, {} connections × {} in flight, {}\n\
          rate     {:.0} records/s  {}  ({} with headers) over {:.1} s\n",
@@ -815,24 +895,14 @@ fn text(report: &Report, outcome: &Outcome) -> String {
         report.seconds,
     );
     text += &latency_text("latency", &outcome.tally.latencies);
-    text += &format!("load     {:.0} % of a core\n", report.load_cpu_percent);
-    text += &ratio_text(&report.ratios);
+    text += &load_text(&[("", report.load_cpu_percent)], report.generator_bound);
+    text += &ratio_text(&report.ratios, floors);
     for (name, frames) in &report.refused {
         text += &format!("refused  {frames} frames: {name}\n");
     }
     if report.unanswered > 0 {
         text += &format!("lost     {} requests without an answer\n", report.unanswered);
     }
-    if let Some(verdict) = report.verdict {
-        text += &format!(
-            "verified {} acknowledged, {} found: {} lost, {} duplicated, {} out of order, {} invented\n",
-            verdict.acknowledged,
-            verdict.found,
-            verdict.lost,
-            verdict.duplicated,
-            verdict.out_of_order,
-            verdict.invented
-        );
-    }
+    text += &report.verdict.map_or_else(String::new, verdict_text);
     text
 }

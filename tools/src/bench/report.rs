@@ -1,7 +1,7 @@
 //! What the benches against a server have in common: where to, how long, and how the figures are shown.
 
 use super::floor::Floors;
-use super::latency::{Latencies, Quantiles, format_us};
+use super::latency::{Latencies, Quantiles, format_us, write_hlog};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub(super) struct Target {
     #[arg(long, value_name = "CORE")]
     pub(super) pin: Option<usize>,
     /// Figures of `ringmq bench machine --out`, to print ratios to the floor.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "RINGMQ_FLOOR")]
     pub(super) floor: Option<PathBuf>,
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE")]
@@ -44,7 +44,7 @@ impl Target {
     pub(super) fn deliver(
         &self,
         report: &impl Serialize,
-        latencies: &Latencies,
+        latencies: &[(&str, &Latencies)],
         took: Duration,
         text: &str,
         json: bool,
@@ -54,7 +54,7 @@ impl Target {
             std::fs::write(path, &line).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         }
         if let Some(path) = &self.hlog {
-            latencies.write_hlog(path, SystemTime::now() - took, took)?;
+            write_hlog(latencies, path, SystemTime::now() - took, took)?;
         }
         super::print_line(if json { &line } else { text.trim_end() });
         Ok(())
@@ -97,6 +97,9 @@ fn split_unit(text: &str) -> (&str, &str) {
 pub(super) struct Progress {
     bar: ProgressBar,
     pub(super) records: AtomicU64,
+    /// Unix nanoseconds between which what happens is counted, for whoever watches the load from another thread.
+    pub(super) count_from_ns: AtomicU64,
+    pub(super) count_until_ns: AtomicU64,
 }
 
 impl Progress {
@@ -108,7 +111,8 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar, records: AtomicU64::new(0) }
+        let never = || AtomicU64::new(u64::MAX);
+        Self { bar, records: AtomicU64::new(0), count_from_ns: never(), count_until_ns: never() }
     }
 
     /// Shows the records until the thread ends, then answers what it found.
@@ -149,6 +153,8 @@ pub(super) fn latency_text(title: &str, latencies: &Latencies) -> String {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Ratio {
     pub(super) what: &'static str,
+    /// Of which percentile, for a latency.
+    pub(super) at: &'static str,
     /// Above 1 is better for rates, below 1 for latencies.
     pub(super) ratio: f64,
     pub(super) floor: f64,
@@ -157,18 +163,55 @@ pub(super) struct Ratio {
 impl Ratio {
     pub(super) fn of(what: &'static str, measured: f64, floor: Option<f64>) -> Option<Self> {
         let floor = floor.filter(|floor| *floor > 0.0)?;
-        Some(Self { what, ratio: measured / floor, floor })
+        Some(Self { what, at: "", ratio: measured / floor, floor })
+    }
+
+    pub(super) fn at(self, at: &'static str) -> Self {
+        Self { at, ..self }
     }
 }
 
-/// Ratios as lines of a report.
-pub(super) fn ratio_text(ratios: &[Ratio]) -> String {
-    ratios.iter().map(|r| format!("floor    {:.2} × {} ({:.1})\n", r.ratio, r.what, r.floor)).collect()
+/// Ratios as lines of a report. Without a floor it says how to get one.
+pub(super) fn ratio_text(ratios: &[Ratio], floors: Option<&Floors>) -> String {
+    if floors.is_none() {
+        return "floor    not known: `ringmq bench machine --out floors.json`, then --floor floors.json\n"
+            .to_owned();
+    }
+    let line = |r: &Ratio| {
+        let at = if r.at.is_empty() { String::new() } else { format!(" at {}", r.at) };
+        format!("floor    {:.2} × {}{at} ({:.1})\n", r.ratio, r.what, r.floor)
+    };
+    ratios.iter().map(line).collect()
+}
+
+/// Above this share of its core a load generator has measured itself.
+pub(super) const BOUND_PERCENT: f64 = 90.0;
+
+/// How busy the threads of a load generator were, and whether they were the limit. `shared`: they run on one core.
+pub(super) fn generator_bound(percents: &[f64], shared: bool) -> bool {
+    let together = percents.iter().sum::<f64>();
+    percents.iter().any(|percent| *percent > BOUND_PERCENT) || shared && together > BOUND_PERCENT
+}
+
+/// The line of a report on that.
+pub(super) fn load_text(threads: &[(&str, f64)], bound: bool) -> String {
+    let threads: Vec<_> =
+        threads.iter().map(|(name, percent)| format!("{name}{percent:.0} % of a core")).collect();
+    let bound = if bound { "  generator-bound: the server could do more" } else { "" };
+    format!("load     {}{bound}\n", threads.join("  "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_generator_that_is_the_limit_is_called_so() {
+        assert!(!generator_bound(&[89.0], false) && generator_bound(&[91.0], false));
+        assert!(!generator_bound(&[60.0, 60.0], false) && generator_bound(&[60.0, 60.0], true));
+        assert!(load_text(&[("", 95.0)], true).contains("95 % of a core  generator-bound"));
+        assert!(ratio_text(&[], None).contains("bench machine"));
+    }
 
     #[test]
     fn durations_and_sizes_with_units() {

@@ -203,6 +203,124 @@ impl Judge {
     }
 }
 
+/// Follows what one reader gets of what stamping writers sent. It needs no memory for what comes in order:
+/// - O1 the next record of a writer in a partition has the next sequence;
+/// - O2 one that is skipped is a gap, until it comes after all: then it is out of order;
+/// - O3 one that came before, and is in no gap, is a duplicate.
+#[derive(Default)]
+pub(super) struct Watcher {
+    /// By run, writer and partition.
+    streams: HashMap<(u64, u32, u32), Seen>,
+    found: u64,
+    duplicated: u64,
+    out_of_order: u64,
+    invented: u64,
+}
+
+#[derive(Default)]
+struct Seen {
+    first: u64,
+    next: u64,
+    gaps: Vec<std::ops::Range<u64>>,
+}
+
+impl Seen {
+    fn has(&self, sequence: u64) -> bool {
+        (self.first..self.next).contains(&sequence) && !self.gaps.iter().any(|gap| gap.contains(&sequence))
+    }
+}
+
+/// What a reader can say by itself: a gap may be a loss, or a frame that was refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Followed {
+    /// Records with a stamp.
+    pub(super) found: u64,
+    pub(super) duplicated: u64,
+    pub(super) out_of_order: u64,
+    /// In another partition than they were sent to.
+    pub(super) invented: u64,
+    /// Sequences that never came, between others that did.
+    pub(super) missing: u64,
+}
+
+impl Followed {
+    pub(super) fn holds(&self) -> bool {
+        (self.duplicated, self.out_of_order, self.invented) == (0, 0, 0)
+    }
+}
+
+impl Watcher {
+    /// A record, in offset order per partition. One without a stamp counts as nothing.
+    pub(super) fn found(&mut self, partition: u32, body: &[u8]) {
+        let Some(stamp) = Stamp::read(body) else { return };
+        if stamp.partition != partition {
+            self.invented += 1;
+            return;
+        }
+        let key = (stamp.run, stamp.writer, partition);
+        let seen = self.streams.entry(key).or_insert_with(|| Seen {
+            first: stamp.sequence,
+            next: stamp.sequence,
+            gaps: Vec::new(),
+        });
+        if stamp.sequence >= seen.next {
+            if stamp.sequence > seen.next {
+                seen.gaps.push(seen.next..stamp.sequence); // O2
+            }
+            seen.next = stamp.sequence + 1; // O1
+            self.found += 1;
+            return;
+        }
+        let Some(at) = seen.gaps.iter().position(|gap| gap.contains(&stamp.sequence)) else {
+            self.duplicated += 1; // O3
+            return;
+        };
+        let gap = seen.gaps.swap_remove(at);
+        let parts = [gap.start..stamp.sequence, stamp.sequence + 1..gap.end];
+        seen.gaps.extend(parts.into_iter().filter(|part| !part.is_empty()));
+        self.out_of_order += 1;
+        self.found += 1;
+    }
+
+    /// What can be said without knowing what was sent.
+    pub(super) fn followed(&self) -> Followed {
+        let gaps = self.streams.values().flat_map(|seen| &seen.gaps);
+        Followed {
+            found: self.found,
+            duplicated: self.duplicated,
+            out_of_order: self.out_of_order,
+            invented: self.invented,
+            missing: gaps.map(|gap| gap.end - gap.start).sum(),
+        }
+    }
+
+    /// Holds it against a writer's own account. The reader was there before the first record, and has reached the end.
+    pub(super) fn against(&self, judge: &Judge) -> Verdict {
+        let mut verdict = Verdict {
+            duplicated: self.duplicated,
+            out_of_order: self.out_of_order + judge.verdict.out_of_order,
+            invented: self.invented + judge.verdict.invented,
+            ..Verdict::default()
+        };
+        let nothing = Seen::default();
+        for ((writer, partition), stream) in &judge.streams {
+            let seen = self.streams.get(&(judge.run, *writer, *partition)).unwrap_or(&nothing);
+            verdict.acknowledged += stream.frames_acked * judge.batch;
+            verdict.invented += seen.next.saturating_sub(stream.frames_sent * judge.batch);
+            for frame in (0..stream.frames_sent).filter(|frame| stream.acked.get(*frame)) {
+                let records = frame * judge.batch..(frame + 1) * judge.batch;
+                verdict.lost += records.filter(|record| !seen.has(*record)).count() as u64;
+            }
+        }
+        let runs = self.streams.keys().filter(|key| key.0 == judge.run);
+        verdict.invented += runs.filter(|key| !judge.streams.contains_key(&(key.1, key.2))).count() as u64;
+        verdict.found = self.found;
+        verdict.found_unacknowledged =
+            verdict.found.saturating_sub(verdict.acknowledged.saturating_sub(verdict.lost));
+        verdict
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,5 +378,43 @@ mod tests {
         assert_eq!((verdict.out_of_order, verdict.invented, verdict.lost), (1, 1, 2));
         assert!(!verdict.holds());
         assert_ne!(random(), random());
+    }
+
+    /// As `check`, with a reader that follows.
+    fn follow(log: &[(u32, u64)], expected: Verdict, missing: u64) {
+        let mut judge = Judge::new(7, 2);
+        for (frame, offset) in [(0, 10), (1, 12)] {
+            assert_eq!(judge.sent(1, 3), frame);
+            judge.acked(1, 3, frame, offset);
+        }
+        judge.sent(1, 3);
+        let mut watcher = Watcher::default();
+        watcher.found(3, b"no stamp");
+        for (partition, sequence) in log {
+            let mut body = [0; 50];
+            Stamp { run: 7, writer: 1, partition: 3, sequence: *sequence, sent_ns: 1 }.write(&mut body);
+            watcher.found(*partition, &body);
+        }
+        assert_eq!(watcher.against(&judge), Verdict { acknowledged: 4, ..expected }, "{log:?}");
+        assert_eq!(watcher.followed().missing, missing, "{log:?}");
+    }
+
+    #[test]
+    fn a_follower_tells_whole_from_broken() {
+        let good = Verdict { found: 4, ..Verdict::default() };
+        follow(&[(3, 0), (3, 1), (3, 2), (3, 3)], good, 0);
+        let more = Verdict { found: 5, found_unacknowledged: 1, ..good };
+        follow(&[(3, 0), (3, 1), (3, 2), (3, 3), (3, 4)], more, 0);
+        follow(&[(3, 0), (3, 2), (3, 3)], Verdict { found: 3, lost: 1, ..good }, 1);
+        follow(&[(3, 2), (3, 3)], Verdict { found: 2, lost: 2, ..good }, 0);
+        follow(&[], Verdict { found: 0, lost: 4, ..good }, 0);
+        follow(&[(3, 0), (3, 1), (3, 1), (3, 2), (3, 3)], Verdict { duplicated: 1, ..good }, 0);
+        follow(&[(3, 0), (3, 3), (3, 1), (3, 2)], Verdict { out_of_order: 2, ..good }, 0);
+        follow(&[(3, 0), (3, 1), (3, 2), (3, 3), (4, 4)], Verdict { invented: 1, ..good }, 0);
+        follow(
+            &[(3, 0), (3, 1), (3, 2), (3, 3), (3, 6)],
+            Verdict { found: 5, found_unacknowledged: 1, invented: 1, ..good },
+            2,
+        );
     }
 }

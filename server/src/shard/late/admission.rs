@@ -200,11 +200,10 @@ impl Quotas {
         self.wake_us
     }
 
-    /// Connections that were held are looked at in every turn; this one was for them.
-    pub(super) fn turn(&mut self, now_us: u64) {
-        if self.wake_us.is_some_and(|at_us| at_us <= now_us) {
-            self.wake_us = None;
-        }
+    /// Connections that were held are looked at early in every turn: whether their time has come, so that the next turn
+    /// has to follow at once.
+    pub(super) fn turn(&mut self, now_us: u64) -> bool {
+        self.wake_us.take_if(|at_us| *at_us <= now_us).is_some()
     }
 
     pub(super) fn remove_connection(&mut self, connection: ConnectionKey) {

@@ -184,6 +184,8 @@ pub(super) struct LateState {
     topics: Topics,
     quotas: Quotas,
     wake_us: Option<u64>,
+    /// Connections that were held back may go on.
+    looks_again: bool,
     /// Transactions of which the coordinator is to hear when the log is durable.
     untold: BTreeSet<u128>,
 }
@@ -201,6 +203,7 @@ impl LateState {
             topics: Topics::default(),
             quotas: Quotas::default(),
             wake_us: None,
+            looks_again: false,
             untold: BTreeSet::new(),
         }
     }
@@ -212,7 +215,7 @@ impl LateState {
 
     /// `turn_late` again without sleeping.
     pub(super) fn has_work(&self) -> bool {
-        !self.later.is_empty()
+        self.looks_again || !self.later.is_empty()
     }
 
     /// Everything that is kept for somebody's request.
@@ -427,7 +430,7 @@ impl ShardServer {
     /// Once a turn, after acknowledgements.
     pub(super) fn turn_late(&mut self) {
         let now = self.ring.now();
-        self.late.quotas.turn(now.mono_us);
+        self.late.looks_again = self.late.quotas.turn(now.mono_us);
         if !self.shard.is_ready() {
             return;
         }

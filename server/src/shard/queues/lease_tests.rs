@@ -83,7 +83,7 @@ impl Trial {
     }
 
     fn key(offset: u64) -> Option<[u8; 1]> {
-        (offset % 5 != 0).then_some([(offset % 4) as u8])
+        (!offset.is_multiple_of(5)).then_some([(offset % 4) as u8])
     }
 
     fn generation(&mut self) -> u64 {

@@ -102,6 +102,8 @@ pub(super) struct QueueState {
     timers: BTreeSet<(u64, Key)>,
     /// To be served.
     ready: BTreeSet<Key>,
+    /// The last that was served.
+    served: Option<Key>,
     /// With news for the log.
     dirty: BTreeSet<Key>,
     /// With records that are about to become dead letters, and when that is tried again.
@@ -182,7 +184,8 @@ impl QueueState {
         }
         let next = self.answering.remove(&(origin.shard, origin.connection)).unwrap_or_default();
         for origin in next.into_iter().chain([origin]) {
-            if let Some((key, _)) = self.receives.get(&origin) {
+            if let Some((key, receive)) = self.receives.get_mut(&origin) {
+                receive.blocked = false;
                 self.ready.insert(*key);
             }
         }
@@ -426,14 +429,13 @@ impl ShardServer {
             (queue.filter, queue.rates, queue.invisible_ms) = (filter, rates, options.invisible_ms);
             self.queues.ready.insert(key);
         }
-        if self.queues.starving.contains_key(&group) {
-            if let Ok(known) = self.group(group) {
-                let rates = rates_of(&known.entry.options);
-                self.queues.starving.insert(group, rates);
-                if self.queues.purse(group).records(rates) > 0 {
-                    self.queues.starving.remove(&group);
-                    self.wake_starved(group);
-                }
+        if self.queues.starving.contains_key(&group)
+            && let Ok(rates) = self.group(group).map(|known| rates_of(&known.entry.options))
+        {
+            self.queues.starving.insert(group, rates);
+            if self.queues.purse(group).records(rates) > 0 {
+                self.queues.starving.remove(&group);
+                self.wake_starved(group);
             }
         }
     }

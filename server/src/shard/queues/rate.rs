@@ -4,9 +4,9 @@
 //! of [`PARTS`] a second, so that borrowing costs little. Machines without I/O and clock.
 
 /// Parts of a second's worth that a shard borrows at once.
-const PARTS: u64 = 50;
+const PARTS: u64 = 20;
 /// Parts of a second's worth that a bucket holds at most.
-const HELD: u64 = 10;
+const HELD: u64 = 5;
 const MICROS: u128 = 1_000_000;
 /// Waits are at least this long, so that asking again costs little.
 const WAIT_MIN_US: u64 = 1_000;

@@ -16,6 +16,7 @@ use ringmq_format::record::Payload;
 use ringmq_format::{Offset, PartitionId};
 use ringmq_protocol::{ErrorCode, Lease, LeaseHandle, Op, Received};
 use std::collections::VecDeque;
+use std::ops::Bound;
 use zerocopy::little_endian::I64;
 
 /// Queues served in one turn, so that acknowledgements never wait long.
@@ -40,6 +41,8 @@ pub(in crate::shard) struct Receiving {
     pub(super) invisible_ms: u32,
     pub(super) wait_ms: u32,
     pub(super) until_us: u64,
+    /// Until the output of its connection has drained.
+    pub(super) blocked: bool,
 }
 
 /// What came of filling an answer.
@@ -137,7 +140,7 @@ impl ShardServer {
             now.mono_us + ahead_ms.min(u64::from(ringmq_protocol::limits::INVISIBLE_MS_MAX)) * 1_000
         };
         let table = super::LeaseTable::new(
-            self.shard.log().epoch().0 as u32,
+            self.shard.log().epoch().0,
             rules_of(&options),
             watermark,
             position.is_some(),
@@ -254,7 +257,12 @@ impl ShardServer {
 
     pub(super) fn turn_ready(&mut self) {
         for _ in 0..SERVED_PER_TURN {
-            let Some(key) = self.queues.ready.pop_first() else { return };
+            // Behind the last one, so that each has its turn.
+            let behind = self.queues.served.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.queues.ready.range((behind, Bound::Unbounded)).next();
+            let Some(key) = next.or_else(|| self.queues.ready.first()).copied() else { return };
+            self.queues.ready.remove(&key);
+            self.queues.served = Some(key);
             self.serve_queue(key);
             self.file_timer(key);
         }
@@ -323,7 +331,7 @@ impl ShardServer {
         let Some(mut queue) = self.queues.queues.remove(&key) else { return Filled::Done };
         let mut purse = self.queues.purse(group);
         self.queues.counter = self.queues.counter.wrapping_add(1);
-        let epoch = u64::from(self.shard.log().epoch().0 as u32);
+        let epoch = u64::from(self.shard.log().epoch().0);
         let generation = epoch << 32 | u64::from(self.queues.counter);
         let filled = self.fill_from(partition, &mut queue, &mut purse, generation, receive, filling);
         self.queues.set_purse(group, purse, queue.rates);
@@ -436,12 +444,18 @@ impl ShardServer {
                 None => true,
             };
         }
+        if self.queues.receives.get(&origin).is_some_and(|(_, receive)| receive.blocked) {
+            return false;
+        }
         let Some(connection) = self.connection(origin.connection) else { return false };
         let (backlog, held) = (connection.backlog(), connection.held());
         if backlog < OUT_SOFT && self.budget.grants(origin.connection, held, INPUT_MIN) {
             return true;
         }
         self.block(origin, backlog, held);
+        if let Some((_, receive)) = self.queues.receives.get_mut(&origin) {
+            receive.blocked = true;
+        }
         false
     }
 

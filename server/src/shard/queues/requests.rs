@@ -66,6 +66,7 @@ impl ShardServer {
                     invisible_ms: receive.invisible_ms,
                     wait_ms: receive.wait_ms.min(FETCH_WAIT_MS_MAX),
                     until_us: 0,
+                    blocked: false,
                 };
                 let work = QueueWork::Receive { partition: target.partition, receive: Box::new(receiving) };
                 self.ask(connection, origin, target.shard, Work::Queue(work));

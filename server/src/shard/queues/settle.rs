@@ -18,6 +18,7 @@ use ringmq_format::late::BindReason;
 use ringmq_format::{GroupId, Lsn, Offset, PartitionId};
 use ringmq_protocol::queue::{CHANGE_RETRY, LEASE_DEAD};
 use ringmq_protocol::{ChangedLease, ErrorCode, Lease, LeaseChange, LeaseHandle, Outcome, Replayed};
+use std::collections::BTreeSet;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{I64, U16};
 
@@ -78,12 +79,21 @@ fn retry_after(code: ErrorCode) -> u32 {
     if code == ErrorCode::DiskFull { DISK_FULL_RETRY_MS } else { 0 }
 }
 
+fn is_stale(code: U16) -> bool {
+    code.get() == ErrorCode::StaleHandle as u16
+}
+
 /// What is said instead of done.
 fn with_code(answer: &QueueAnswer, code: ErrorCode) -> QueueAnswer {
     let after = retry_after(code);
     match answer {
         QueueAnswer::Acked(list) => QueueAnswer::Acked(
-            list.iter().map(|one| if one.is_done() { Outcome::failed(code, after) } else { *one }).collect(),
+            list.iter()
+                .map(|one| {
+                    let waits = one.is_done() || is_stale(one.code);
+                    if waits { Outcome::failed(code, after) } else { *one }
+                })
+                .collect(),
         ),
         QueueAnswer::Changed(list) => QueueAnswer::Changed(
             list.iter()
@@ -106,8 +116,12 @@ impl ShardServer {
 
     /// The queue of an acknowledgement; `None`: this was answered.
     fn queue_for(&mut self, origin: Origin, key: Key, work: impl FnOnce() -> QueueWork) -> Option<Offset> {
-        let code = match self.load_queue(key, false) {
-            Found::Is(true) => {
+        let visible = self.shard.extent(key.1).map(|extent| extent.visible);
+        let code = match (self.load_queue(key, false), visible) {
+            // Nothing more becomes durable: nothing is changed, so that the handle is good after a restart.
+            _ if self.shard.poisoned().is_some() => ErrorCode::ShardPoisoned,
+            (Found::Is(_), None) => self.no_such_partition(),
+            (Found::Is(true), Some(visible)) => {
                 let now_us = self.ring.now().mono_us;
                 if let Some(queue) = self.queues.queues.get_mut(&key) {
                     queue.used_us = now_us;
@@ -119,14 +133,14 @@ impl ShardServer {
                         self.queues.ready.insert(key);
                     }
                 }
-                return self.shard.extent(key.1).map(|extent| extent.visible);
+                return Some(visible);
             }
-            Found::Is(false) => ErrorCode::UnknownLease,
-            Found::Cold => {
+            (Found::Is(false), _) => ErrorCode::UnknownLease,
+            (Found::Cold, _) => {
                 self.readers.park(origin, Work::Queue(work()));
                 return None;
             }
-            Found::Not(code) => code,
+            (Found::Not(code), _) => code,
         };
         self.reply_queue(origin, QueueAnswer::Failed(code));
         None
@@ -143,7 +157,8 @@ impl ShardServer {
                 Err(no) => Outcome::failed(code_of(no), 0),
             })
             .collect();
-        let news = outcomes.iter().any(Outcome::is_done);
+        // Stale may mean that it was said before and the answer was lost: that is told when it is durable (A1).
+        let news = outcomes.iter().any(|one| one.is_done() || is_stale(one.code));
         self.settled(origin, key, QueueAnswer::Acked(outcomes), news);
     }
 
@@ -174,7 +189,7 @@ impl ShardServer {
             }
         }
         self.queues.counter = self.queues.counter.wrapping_add(1);
-        let epoch = u64::from(self.shard.log().epoch().0 as u32);
+        let epoch = u64::from(self.shard.log().epoch().0);
         let generation = epoch << 32 | u64::from(self.queues.counter);
         let now = self.ring.now();
         let Some(queue) = self.queues.queues.get_mut(&key) else { return };
@@ -300,9 +315,13 @@ impl ShardServer {
         while !self.queues.dirty.is_empty() || !self.queues.binds.is_empty() {
             let mut batch = Batch { binds: std::mem::take(&mut self.queues.binds), ..Batch::default() };
             let mut size = 0;
-            while size < CHANGES_SIZE_MAX
-                && let Some(key) = self.queues.dirty.pop_first()
-            {
+            // What counts as consumed because of a BIND goes with it (A3).
+            let bound = batch.binds.iter().map(|bind| (GroupId(bind.owner as u32), bind.origin.0));
+            let mut first: BTreeSet<Key> = bound.filter(|key| self.queues.dirty.remove(key)).collect();
+            while let Some(key) = first.pop_first().or_else(|| {
+                let fits = size < CHANGES_SIZE_MAX;
+                fits.then(|| self.queues.dirty.pop_first()).flatten()
+            }) {
                 let Some(queue) = self.queues.queues.get_mut(&key) else { continue };
                 let mut change = AckChange::new(key.0, key.1, Offset(0));
                 queue.table.take_news(now.mono_us, now.wall_ms, &mut change);
@@ -317,10 +336,9 @@ impl ShardServer {
                 return;
             }
         }
-        // Their queues are gone; what they said is void.
-        for Reply { origin, answer } in std::mem::take(&mut self.queues.replies) {
-            let answer = with_code(&answer, ErrorCode::StaleHandle);
-            self.reply_queue(origin, answer);
+        let replies = std::mem::take(&mut self.queues.replies);
+        if !replies.is_empty() {
+            self.log_batch(Batch { replies, ..Batch::default() });
         }
     }
 
@@ -329,7 +347,7 @@ impl ShardServer {
         let waits = self.draining == Draining::No || self.draining_connections();
         let code = loop {
             let logged = if batch.binds.is_empty() && batch.changes.is_empty() {
-                Ok(Lsn(0))
+                Ok(self.shard.log().end())
             } else if batch.binds.is_empty() {
                 self.shard.log_acks(&mut self.ring, &batch.changes).map_err(|error| match error {
                     AppendError::Busy => LateError::Busy,

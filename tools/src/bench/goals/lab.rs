@@ -1,8 +1,9 @@
 //! Where the goals are measured: servers of their own on fresh directories, load from child processes that run the
 //! very benches that a user can run, and the end of all of them when the run ends or is interrupted.
 
-use super::stats::{Goal, Interval, Verdict};
 use crate::bench::machine::Limits;
+use crate::bench::report::BOUND_PERCENT;
+use crate::bench::stats::{Goal, Interval, Verdict};
 use crate::child::{Launch, ServerProcess};
 use serde::Serialize;
 use serde_json::Value;
@@ -18,8 +19,6 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(5);
 /// A server that reads 10 GiB to get ready would have failed its goal long before.
 const READY_MAX: Duration = Duration::from_secs(120);
-/// Above this share of its core a load generator has measured itself.
-const BOUND_PERCENT: f64 = 90.0;
 /// What an interrupted step answers.
 pub(super) const INTERRUPTED: &str = "interrupted";
 
@@ -32,6 +31,7 @@ pub(super) struct Sizes {
     /// Kept where only the rate is of interest.
     pub(super) retained: u64,
     pub(super) partitions: u32,
+    pub(super) subscribers: usize,
     /// Cold bytes that a consumer has before it.
     pub(super) backlog: u64,
     /// Stored when starts and memory are measured.
@@ -47,6 +47,7 @@ impl Sizes {
         segment: 256 << 20,
         retained: 2 << 30,
         partitions: 10_000,
+        subscribers: 100,
         backlog: 4 << 30,
         stored: 10 << 30,
         floor_file: 256 << 20,
@@ -57,6 +58,7 @@ impl Sizes {
         segment: 8 << 20,
         retained: 64 << 20,
         partitions: 200,
+        subscribers: 5,
         backlog: 48 << 20,
         stored: 64 << 20,
         floor_file: 8 << 20,

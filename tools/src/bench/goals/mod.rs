@@ -4,13 +4,15 @@
 //! of the pairs: a figure taken alone says more about the minute than about the server. A goal counts as reached or
 //! missed only if the whole 95 % interval of that median lies on one side of it.
 
+mod costs;
 mod lab;
 mod punts;
+mod readers;
 mod rows;
-mod stats;
 
 use super::floor::Machine;
 use super::machine::{LOAD_QUIET, facts};
+use super::stats::Verdict;
 use super::{cpu, print_line};
 use crate::child::Workspace;
 use comfy_table::{CellAlignment, Table, presets};
@@ -18,7 +20,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lab::{Figure, Found, INTERRUPTED, Lab, Sizes, Skip};
 use rows::Row;
 use serde::Serialize;
-use stats::Verdict;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -21,35 +21,63 @@ pub(super) struct Interval {
 impl Interval {
     /// Of values in any order. The draws are the same each time: equal values give an equal interval.
     pub(super) fn of(values: &[f64]) -> Self {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = sorted(values);
         let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return Self::default() };
-        let mut state = 0x9e37_79b9_7f4a_7c15u64;
-        let mut draw = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            sorted[(state % sorted.len() as u64) as usize]
-        };
-        let mut sample = vec![0.0; sorted.len()];
-        let mut medians: Vec<f64> = (0..RESAMPLES)
-            .map(|_| {
-                sample.fill_with(&mut draw);
-                sample.sort_by(f64::total_cmp);
-                median(&sample)
-            })
-            .collect();
-        medians.sort_by(f64::total_cmp);
-        let outside = (RESAMPLES as f64 * TAIL) as usize;
-        Self {
-            median: median(&sorted),
-            low: medians[outside],
-            high: medians[RESAMPLES - 1 - outside],
-            min: *min,
-            max: *max,
-            n: sorted.len(),
-        }
+        let mut draws = Draws::new();
+        let (low, high) = inside(|| draws.median(&sorted));
+        Self { median: median(&sorted), low, high, min: *min, max: *max, n: sorted.len() }
     }
+
+    /// Of the median of `a` to that of `b`, where no value of one belongs to one of the other. `n` is the smaller number.
+    pub(super) fn of_medians(a: &[f64], b: &[f64]) -> Self {
+        let (a, b) = (sorted(a), sorted(b));
+        let n = a.len().min(b.len());
+        if n == 0 {
+            return Self::default();
+        }
+        let mut draws = Draws::new();
+        let (low, high) = inside(|| draws.median(&a) / draws.median(&b));
+        let (min, max) = (a[0] / b[b.len() - 1], a[a.len() - 1] / b[0]);
+        Self { median: median(&a) / median(&b), low, high, min, max, n }
+    }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+/// Draws values again, always the same ones.
+struct Draws {
+    state: u64,
+    sample: Vec<f64>,
+}
+
+impl Draws {
+    fn new() -> Self {
+        Self { state: 0x9e37_79b9_7f4a_7c15, sample: Vec::new() }
+    }
+
+    fn median(&mut self, values: &[f64]) -> f64 {
+        let state = &mut self.state;
+        self.sample.resize(values.len(), 0.0);
+        self.sample.fill_with(|| {
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            values[(*state % values.len() as u64) as usize]
+        });
+        self.sample.sort_by(f64::total_cmp);
+        median(&self.sample)
+    }
+}
+
+/// Ends of the 95 % of what is drawn.
+fn inside(draw: impl FnMut() -> f64) -> (f64, f64) {
+    let drawn = sorted(&std::iter::repeat_with(draw).take(RESAMPLES).collect::<Vec<_>>());
+    let outside = (RESAMPLES as f64 * TAIL) as usize;
+    (drawn[outside], drawn[RESAMPLES - 1 - outside])
 }
 
 /// Of sorted values; of an even number the mean of the middle two.
@@ -134,6 +162,14 @@ mod tests {
             Interval::of(&[7.0]),
             Interval { median: 7.0, low: 7.0, high: 7.0, min: 7.0, max: 7.0, n: 1 }
         );
+    }
+
+    #[test]
+    fn medians_of_unlike_numbers_of_values_are_compared() {
+        let ratio = Interval::of_medians(&[2.0, 2.2, 1.8, 2.1, 1.9], &[1.0, 1.1, 0.9]);
+        assert_eq!((ratio.median, ratio.n), (2.0, 3));
+        assert!(ratio.low < 2.0 && ratio.high > 2.0 && ratio.low > ratio.min - 1e-9, "{ratio:?}");
+        assert_eq!(Interval::of_medians(&[], &[1.0]), Interval::default());
     }
 
     #[test]

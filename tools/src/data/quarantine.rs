@@ -1,4 +1,4 @@
-//! `ringmq data`: a data directory while no server runs on it.
+//! `ringmq data quarantine`: sets aside what recovery refuses, while no server runs on the directory.
 
 use crate::cli::Common;
 use crate::failure::{EXIT_DAMAGE, Failure};
@@ -11,7 +11,7 @@ use ringmq_server::units::Size;
 use serde_json::json;
 use std::path::PathBuf;
 
-const QUARANTINE_EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   ringmq data quarantine /var/lib/ringmq            what the server refuses, and what setting it aside would cost
   ringmq data quarantine /var/lib/ringmq --yes      set it aside
@@ -23,23 +23,10 @@ Offsets of records in it answer Damaged. As many offsets as it may have held are
 of which nothing later is found, so that none is given twice.
 Exit codes: 0 no damage, or set aside; 1 failed; 3 damage found, and nothing was changed.";
 
-/// Look at a data directory and repair it, offline.
-#[derive(Debug, clap::Args)]
-pub(crate) struct DataArgs {
-    #[command(subcommand)]
-    verb: DataVerb,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum DataVerb {
-    /// Set aside the ranges of the log that recovery refuses, so that the server starts and serves the rest.
-    Quarantine(QuarantineArgs),
-}
-
 /// Which directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = QUARANTINE_EXAMPLES)]
-struct QuarantineArgs {
+#[command(after_help = EXAMPLES)]
+pub(crate) struct QuarantineArgs {
     /// The data directory; no server may run on it.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
@@ -48,13 +35,8 @@ struct QuarantineArgs {
     yes: bool,
 }
 
-/// Runs one verb.
-pub(crate) fn run(args: &DataArgs, common: &Common) -> Result<(), Failure> {
-    let DataVerb::Quarantine(args) = &args.verb;
-    quarantine(args, common)
-}
-
-fn quarantine(args: &QuarantineArgs, common: &Common) -> Result<(), Failure> {
+/// Shows what would be lost, or sets it aside.
+pub(crate) fn run(args: &QuarantineArgs, common: &Common) -> Result<(), Failure> {
     let screen = Screen::new(common);
     let mut offline = Offline::open(&args.dir)?;
     let shards = offline.identity.shards;

@@ -1,0 +1,28 @@
+//! What is on the disk, read from outside: without the engine, past damage, and beside a running server.
+//!
+//! ```text
+//!  crc        checksums that share nothing with the engine's
+//!  layout     the format's tables as data
+//!  fault      what is wrong, and where
+//!  group      groups and frames out of bytes, whatever they are
+//!  source     bytes of files: tokio-uring, threads or memory; O_DIRECT, never the page cache
+//! ```
+
+pub mod bodies;
+pub mod build;
+pub mod container;
+pub mod crc;
+pub mod directory;
+pub mod fault;
+pub mod group;
+pub mod late;
+pub mod layout;
+pub mod log;
+pub mod records;
+pub mod rescue;
+pub mod scan;
+pub mod sidecar;
+pub mod source;
+pub mod spans;
+pub mod state;
+pub mod verdict;

@@ -7,8 +7,23 @@ mod common;
 use common::{BINARY, ringmq, run, text};
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 10] =
-    ["server", "pub", "sub", "topic", "demo", "doctor", "data", "bench", "completions", "man"];
+const VERBS: [&str; 15] = [
+    "server",
+    "pub",
+    "sub",
+    "topic",
+    "group",
+    "txn",
+    "timer",
+    "dlq",
+    "segment",
+    "demo",
+    "doctor",
+    "data",
+    "bench",
+    "completions",
+    "man",
+];
 
 #[test]
 fn every_verb_has_help() {
@@ -36,6 +51,16 @@ fn wrong_use_is_exit_code_2() {
         &["server", "--retain-time", "7"],
         &["completions", "csh"],
         &["doctor", "--color", "sometimes"],
+        &["group", "set", "mail"],
+        &["group", "reset", "mail", "--topic", "users", "--to", "sometime"],
+        &["txn", "show", "not-hexadecimal"],
+        &["timer", "cancel", "3"],
+        &["timer", "reschedule", "3@4096"],
+        &["dlq", "replay", "mail", "--where", "a ="],
+        &["pub", "t", "v", "--delay", "1s", "--at", "2026-12-24"],
+        &["sub", "t", "--mode", "queue"],
+        &["sub", "t", "--group", "g", "--filter", "a ="],
+        &["topic", "alter", "t"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -47,8 +47,7 @@ fn the_scenarios_hold_through_kill_9() {
     let mut failures = Vec::new();
     for round in 0..rounds {
         let since = Instant::now();
-        let stage =
-            Stage { address: address.clone(), tag: format!("-{round}"), fast: true, kills: true };
+        let stage = Stage { address: address.clone(), tag: format!("-{round}"), fast: true, kills: true };
         let (registration, order, status, sale, feed) = runtime.block_on(async {
             tokio::join!(
                 scenarios::registration::play(&stage),

@@ -83,7 +83,11 @@ fn broken(round: u64, name: &str, result: Result<Report, Trouble>) -> Vec<String
     match result {
         Ok(report) => {
             let broken = report.claims.iter().filter(|claim| !claim.held);
-            broken.map(|claim| format!("round {round}, {name}: {}: {}", claim.name, claim.figures)).collect()
+            let said = |claim: &scenarios::Claim| {
+                let (title, story) = (report.title, &report.story);
+                format!("round {round}, {title} ({story}): {}: {}", claim.name, claim.figures)
+            };
+            broken.map(said).collect()
         }
         Err(trouble) => vec![format!("round {round}, {name}: {trouble}")],
     }

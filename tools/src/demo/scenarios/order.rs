@@ -68,7 +68,7 @@ async fn halves(
 
 /// Plays it.
 pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
-    let orders = u64::from(stage.size(200, 20));
+    let orders = u64::from(stage.size(100, 20));
     let client = stage.client().await?;
     let topic = stage.topic(&client, "orders", 4).await?;
     let stock = stage.topic(&client, "stock", 2).await?;

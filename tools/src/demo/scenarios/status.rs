@@ -3,10 +3,11 @@
 use super::{
     Report, Stage, Trouble, columns, count, number, passes, producer, publish, row, said, span, until,
 };
-use ringmq_client::{Client, GroupConfig, GroupOptions, QueueConfig, RecordBuf};
+use ringmq_client::{Client, GroupConfig, GroupOptions, QueueConfig, QueueConsumer, QueueRecord, RecordBuf};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 const PARTITIONS: u32 = 2;
@@ -17,7 +18,9 @@ const WORK: Duration = Duration::from_millis(2);
 /// Where a user stands.
 #[derive(Debug, Default)]
 struct User {
-    /// Changes that are consumed for sure.
+    /// Changes that were acknowledged; the answer may be under way.
+    said: u64,
+    /// Changes whose acknowledgement was answered.
     done: u64,
     /// An acknowledgement had no answer: the next one may come, or the same again.
     doubt: bool,
@@ -46,11 +49,11 @@ fn on<T>(ledger: &Shared, work: impl FnOnce(&mut Ledger) -> T) -> T {
 impl Ledger {
     fn begin(&mut self, consumer: usize, key: &[u8], change: u64, attempt: u16) {
         let user = self.users.entry(key.to_vec()).or_default();
-        let expected = change == user.done || (user.doubt && change == user.done + 1);
-        if user.doubt && change == user.done + 1 {
-            user.done += 1;
-            user.doubt = false;
-            self.consumed += 1;
+        // In doubt the same one comes again, or the next one: then it was done.
+        let expected = change == user.said || (user.doubt && change + 1 == user.said);
+        if user.doubt && change == user.said {
+            self.consumed += user.said - user.done;
+            (user.done, user.doubt) = (user.said, false);
         }
         self.misordered += u64::from(!expected);
         self.together += u64::from(user.in_flight > 0);
@@ -61,19 +64,28 @@ impl Ledger {
         self.in_flight_max = self.in_flight_max.max(self.in_flight);
     }
 
-    /// `acked`: for sure, perhaps, or not.
-    fn end(&mut self, key: &[u8], change: u64, acked: Option<bool>) {
+    /// The work is over, and that was said, or that it failed.
+    fn end(&mut self, key: &[u8], change: u64, failed: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
         let user = self.users.entry(key.to_vec()).or_default();
         user.in_flight = user.in_flight.saturating_sub(1);
-        match acked {
-            Some(true) if change == user.done => {
-                user.done += 1;
-                user.doubt = false;
-                self.consumed += 1;
+        if !failed {
+            user.said = user.said.max(change + 1);
+        }
+    }
+
+    /// What was said was answered, or not.
+    fn answered(&mut self, key: &[u8], change: u64, done: bool) {
+        let user = self.users.entry(key.to_vec()).or_default();
+        if change < user.done {
+            return;
+        }
+        match done {
+            true => {
+                self.consumed += change + 1 - user.done;
+                (user.done, user.doubt) = (change + 1, false);
             }
-            None if change == user.done => user.doubt = true,
-            _ => {}
+            false => user.doubt = true,
         }
     }
 }
@@ -86,9 +98,17 @@ async fn consumer(
 ) -> Result<JoinHandle<()>, Trouble> {
     let few = QueueConfig { prefetch: 16, ..QueueConfig::default() };
     let mut consumer = client.queue_consumer(config, few).await.map_err(said("join"))?;
+    let (worked, mut done) = mpsc::unbounded_channel::<QueueRecord>();
     Ok(tokio::spawn(async move {
         loop {
-            let record = match consumer.next().await {
+            let record = tokio::select! {
+                record = consumer.next() => record,
+                Some(record) = done.recv() => {
+                    settle(&consumer, &record, &ledger);
+                    continue;
+                }
+            };
+            let record = match record {
                 Ok(record) => record,
                 Err(error) if passes(&error) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -99,26 +119,33 @@ async fn consumer(
                     return;
                 }
             };
-            let (Some(change), Some(key)) = (number(&record.body), record.key.clone()) else { continue };
-            on(&ledger, |ledger| ledger.begin(number_of, &key, change, record.attempt));
-            // Every fifth change of some users fails the first time: it is tried again in its place.
-            let fails =
-                record.attempt == 1 && change % 5 == 4 && key.last().is_some_and(|byte| byte % 4 == 0);
-            let settle = if fails { consumer.retry(&record) } else { consumer.ack(&record) };
-            let ledger = ledger.clone();
-            // The work itself overlaps with that of other users.
+            let (Some(change), Some(key)) = (number(&record.body), &record.key) else { continue };
+            on(&ledger, |ledger| ledger.begin(number_of, key, change, record.attempt));
+            // The work overlaps with that for other users.
+            let worked = worked.clone();
             tokio::spawn(async move {
-                let settled = settle.await;
-                let acked = match (settled, fails) {
-                    (_, true) => Some(false),
-                    (Ok(_), false) => Some(true),
-                    (Err(_), false) => None,
-                };
-                on(&ledger, |ledger| ledger.end(&key, change, acked));
+                tokio::time::sleep(WORK).await;
+                let _ = worked.send(record);
             });
-            tokio::time::sleep(WORK / 8).await;
         }
     }))
+}
+
+fn settle(consumer: &QueueConsumer, record: &QueueRecord, ledger: &Shared) {
+    let (Some(change), Some(key)) = (number(&record.body), record.key.clone()) else { return };
+    // Every fifth change of some users fails the first time: it is tried again in its place.
+    let fails = record.attempt == 1 && change % 5 == 4 && key.last().is_some_and(|byte| byte % 4 == 0);
+    on(ledger, |ledger| ledger.end(&key, change, fails));
+    if fails {
+        drop(consumer.retry(record));
+        return;
+    }
+    let settled = consumer.ack(record);
+    let ledger = ledger.clone();
+    tokio::spawn(async move {
+        let done = settled.await.is_ok();
+        on(&ledger, |ledger| ledger.answered(&key, change, done));
+    });
 }
 
 /// Plays it.

@@ -157,7 +157,8 @@ fn a_damaged_range_is_set_aside_and_everything_else_is_served() {
         let expected: Vec<_> =
             ["three 0", "three 1"].map(str::to_owned).into_iter().chain(more.clone()).collect();
         assert_eq!(found, expected);
-        assert_eq!(damaged, [(2, 2 + header.total() as u64 / 3 - 1)], "no offset is given twice");
+        // A BIND of 112 bytes may give 65536 offsets: 586 for each byte.
+        assert_eq!(damaged, [(2, 2 + header.total() as u64 * 586 - 1)], "no offset is given twice");
         // After a crash and after a clean stop alike.
         if round == 0 { server.kill() } else { server.stop_cleanly() }
     }

@@ -489,6 +489,8 @@ fn make_up_topics(
             deleted: false,
             created_ms: 0,
             name: format!("recovered-{id}"),
+            settings: Default::default(),
+            revision: 0,
         };
         topics.enter_topic(entry.clone());
         report.made_up.push(entry.name.clone());

@@ -72,6 +72,8 @@ pub(crate) fn topic() -> TopicEntry {
         deleted: false,
         created_ms: TIME,
         name: "orders".to_owned(),
+        settings: Default::default(),
+        revision: 0,
     }
 }
 

@@ -3,14 +3,17 @@
 
 use crate::directory::Checkpoint;
 use crate::group::FrameView;
+use crate::groups::GroupState;
 use ringmq_format::checkpoint::{
     BodyItem, ChunkKind, EndedTimerItem, EndedTransactionItem, PendingItem, PositionItem, TransactionItem,
 };
+use ringmq_format::consumer_group::ConsumerGroup;
+use ringmq_format::cursor::{CursorChange, CursorKey, decode_acks, decode_cursors};
 use ringmq_format::frame::{Frame, FrameHeader, FrameKind};
 use ringmq_format::late::{Bind, BindReason, Late as Fields, Mark, parse_timers};
 use ringmq_format::limits::{CHECKPOINT_CHUNK_TARGET, FRAME_HEADER_SIZE};
 use ringmq_format::record::{FrameBuilder, ProducerStamp, Record, properties};
-use ringmq_format::{Lsn, Offset, PartitionId};
+use ringmq_format::{GroupId, Lsn, Offset, PartitionId};
 use std::collections::BTreeMap;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -65,6 +68,8 @@ pub struct LateState {
     pub txns: BTreeMap<u128, Txn>,
     /// Identities of the halves of each.
     halves: BTreeMap<u128, Vec<u64>>,
+    /// Consumer groups and their positions.
+    pub groups: GroupState,
     /// Bodies that are not where they were stored first.
     pub moved: BTreeMap<u64, Lsn>,
     /// Delays that ended: when, and whether they were delivered.
@@ -97,6 +102,7 @@ impl LateState {
 
     /// Items of one chunk; those of other kinds are passed over.
     pub fn restore_items(&mut self, kind: ChunkKind, items: u32, mut rest: &[u8]) {
+        self.groups.restore(kind, items, rest);
         for _ in 0..items {
             if self.restore_item(kind, &mut rest).is_none() {
                 return;
@@ -216,6 +222,7 @@ impl LateState {
             item.end = if *committed { 1 } else { 2 };
             put(ChunkKind::EndedTransactions, &[item.as_bytes()]);
         }
+        chunks.extend(self.groups.items());
         chunks
     }
 
@@ -279,9 +286,16 @@ impl LateState {
                     }
                 }
             }
+            FrameKind::Group | FrameKind::Cursor | FrameKind::Ack => {
+                if let Some((id, changes)) = self.groups.take(view.lsn, &frame) {
+                    // They take effect with their transaction.
+                    let txn = self.txn(id, "", i64::MAX);
+                    txn.positions.extend(changes.iter().map(position_item));
+                }
+            }
             _ => {
                 if let Ok(mark) = Mark::parse(&frame) {
-                    self.mark(kind, &mark);
+                    self.mark(kind, &mark, view.lsn);
                 }
             }
         }
@@ -303,7 +317,7 @@ impl LateState {
         txn
     }
 
-    fn mark(&mut self, kind: FrameKind, mark: &Mark<'_>) {
+    fn mark(&mut self, kind: FrameKind, mark: &Mark<'_>, lsn: Lsn) {
         let end = |committed| (mark.time_ms, committed, mark.halves, mark.positions);
         match kind {
             FrameKind::Commit | FrameKind::Apply | FrameKind::Abort => {
@@ -317,7 +331,9 @@ impl LateState {
                     }
                 }
                 if let Some(txn) = self.txns.get_mut(&mark.txn) {
-                    txn.positions.clear();
+                    for item in txn.positions.drain(..).filter(|_| committed) {
+                        self.groups.set(lsn, &position_of(&item));
+                    }
                     if txn.decided_ms == 0 {
                         self.txns.remove(&mark.txn);
                     }
@@ -351,6 +367,21 @@ impl LateState {
         let waiting = self.waiting.get(&identity).map(|waiting| waiting.at);
         self.moved.get(&identity).copied().or(waiting).unwrap_or(Lsn(identity))
     }
+}
+
+fn position_item(change: &CursorChange) -> PositionItem {
+    let mut item = PositionItem::new_zeroed();
+    item.group = u64::from(change.key.group.0).into();
+    item.instance = change.key.instance.into();
+    item.offset = change.offset.map_or(u64::MAX, |offset| offset.0).into();
+    item.partition = change.key.partition.0.into();
+    item
+}
+
+fn position_of(item: &PositionItem) -> CursorChange {
+    let (group, partition) = (GroupId(item.group.get() as u32), PartitionId(item.partition.get()));
+    let offset = Some(Offset(item.offset.get())).filter(|offset| offset.0 != u64::MAX);
+    CursorChange { key: CursorKey { group, partition, instance: item.instance.get() }, offset }
 }
 
 /// The transaction that a frame is part of, if it names one.
@@ -439,6 +470,37 @@ pub fn details(view: &FrameView<'_>) -> Vec<(&'static str, String)> {
             });
             say("timers", said.collect::<Vec<_>>().join(", "));
         }
+        FrameKind::Group => {
+            if let Ok(group) = ConsumerGroup::take(&mut frame.payload()) {
+                say("group_id", group.group.to_string());
+                say("name", group.name);
+                say("state", if group.deleted { "deleted" } else { "live" }.to_owned());
+            }
+        }
+        FrameKind::Cursor => {
+            if let Ok((txn, entries)) = decode_cursors(frame.payload()) {
+                if txn != 0 {
+                    say("txn", format!("{txn:032x}"));
+                }
+                let said = entries.iter().take(100).map(|entry| {
+                    let (group, partition) = (entry.group.get(), entry.partition.get());
+                    format!("group {group} partition id {partition} at {}", entry.offset.get() as i64)
+                });
+                say("positions", said.collect::<Vec<_>>().join(", "));
+            }
+        }
+        FrameKind::Ack => {
+            let changes = decode_acks(frame.payload()).unwrap_or_default();
+            let said = changes.iter().take(100).map(|change| {
+                let (group, partition) = (change.group, change.partition);
+                let (ranges, retries) = (change.ranges.len(), change.retries.len());
+                format!(
+                    "group {group} partition id {partition} below {}, {ranges} ranges, {retries} retries",
+                    change.watermark
+                )
+            });
+            say("acks", said.collect::<Vec<_>>().join(", "));
+        }
         FrameKind::Commit
         | FrameKind::Abort
         | FrameKind::Decision
@@ -460,9 +522,37 @@ pub fn details(view: &FrameView<'_>) -> Vec<(&'static str, String)> {
     details
 }
 
-/// Records that a CURSOR or ACK frame speaks of: what happened, partition, offset. Their payloads are not known yet.
-pub fn touches(_: &FrameView<'_>) -> Vec<(&'static str, u32, u64)> {
-    Vec::new()
+/// Records that were retried or acknowledged one by one by this frame, and positions behind them: what happened,
+/// partition, first offset, behind the last.
+pub fn touches(view: &FrameView<'_>) -> Vec<(String, u32, u64, u64)> {
+    let Some(frame) = view.frame() else { return Vec::new() };
+    let mut touched = Vec::new();
+    match view.header.kind() {
+        FrameKind::Ack => {
+            for change in decode_acks(frame.payload()).unwrap_or_default() {
+                let (group, partition) = (change.group, change.partition.0);
+                let acked = change.ranges.iter().copied().chain([(Offset(0), change.watermark)]);
+                touched.extend(
+                    acked.map(|(from, to)| {
+                        (format!("acknowledged by group {group}"), partition, from.0, to.0)
+                    }),
+                );
+                touched.extend(change.retries.iter().map(|retry| {
+                    let what = format!("failed delivery {} to group {group}", retry.attempt);
+                    (what, partition, retry.offset.0, retry.offset.0 + 1)
+                }));
+            }
+        }
+        FrameKind::Cursor => {
+            let entries = decode_cursors(frame.payload()).map_or(&[][..], |(_, entries)| entries);
+            touched.extend(entries.iter().map(|entry| {
+                let what = format!("passed by group {}", entry.group.get());
+                (what, entry.partition.get(), 0, entry.offset.get())
+            }));
+        }
+        _ => {}
+    }
+    touched
 }
 
 /// An ordinary frame of the records that a BIND gives offsets to: what a consumer would be given.

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!  crc        checksums that share nothing with the engine's
-//!  layout     the format's tables as data
+//!  source     bytes of files: tokio-uring, threads or memory; O_DIRECT, never the page cache
+//!  layout     the format's tables as data; `spans` gives each byte its field
 //!  fault      what is wrong, and where
 //!  group      groups and frames out of bytes, whatever they are
-//!  source     bytes of files: tokio-uring, threads or memory; O_DIRECT, never the page cache
+//!  scan       a segment, past damage; `log`: a shard; `directory`: what lies where
+//!  state      tables that recovery would rebuild; `late`: what waits; `groups`: consumer groups; `bodies`, `records`
+//!  verdict    what recovery would decide; `sidecar`: indexes against segments
+//!  rescue     everything undamaged; `build`: into a fresh directory; `container`: into a portable file
 //! ```
 
 pub mod bodies;
@@ -15,6 +19,7 @@ pub mod crc;
 pub mod directory;
 pub mod fault;
 pub mod group;
+pub mod groups;
 pub mod late;
 pub mod layout;
 pub mod log;

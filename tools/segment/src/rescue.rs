@@ -301,19 +301,22 @@ impl Taking<'_> {
             self.report.other_damage.push(text);
         }
         for frame in &view.frames {
-            if let Err(error) = self.frame(file, frame) {
+            if let Err(error) = self.frame(file, frame, view.torn) {
                 self.error.get_or_insert(error);
                 return;
             }
         }
     }
 
-    fn frame(&mut self, file: &str, frame: &FrameView<'_>) -> io::Result<()> {
+    fn frame(&mut self, file: &str, frame: &FrameView<'_>, torn: bool) -> io::Result<()> {
         let header = &frame.header;
         let (kind, id) = (header.kind(), header.partition.get());
         let (base, end, time) = (header.base_offset.get(), frame.end_offset().0, header.timestamp.get());
         let has_offsets = matches!(kind, FrameKind::Data | FrameKind::Bind);
         self.bodies.see(frame);
+        if torn && self.is_torn_off(frame, has_offsets) {
+            return Ok(());
+        }
         if matches!(kind, FrameKind::Half | FrameKind::Delay | FrameKind::Bound) {
             self.state.take(frame);
             return self.waits(frame);
@@ -407,6 +410,20 @@ impl Taking<'_> {
         late::unbind(&frame.header, bind, &parsed)
     }
 
+    /// Of a torn tail, what no flipped bit explains was never whole, and what lies behind it in its partition was never
+    /// acknowledged: neither is missing.
+    fn is_torn_off(&self, frame: &FrameView<'_>, has_offsets: bool) -> bool {
+        let faults = [&frame.header_fault, &frame.payload_fault];
+        let torn = faults.into_iter().flatten().any(|fault| fault.flipped_bit.is_none());
+        let id = frame.header.partition.get();
+        let goes_on = match self.state.partitions.get(&id) {
+            Some(own) => own.next == frame.header.base_offset.get(),
+            None => self.state.topic_of(id).is_some(),
+        };
+        // Topics are made and deleted by what was proven only: a deletion that recovery cuts would cost all of one.
+        torn || !has_offsets || !goes_on
+    }
+
     fn is_wanted_partition(&self, id: u32) -> bool {
         let Some(name) = &self.wanted.topic else {
             return self.wanted.partition.is_none_or(|wanted| wanted == id);
@@ -489,8 +506,8 @@ fn make_up_topics(
             deleted: false,
             created_ms: 0,
             name: format!("recovered-{id}"),
+            settings: Default::default(),
             revision: 0,
-            settings: ringmq_format::catalogue::TopicSettings::default(),
         };
         topics.enter_topic(entry.clone());
         report.made_up.push(entry.name.clone());

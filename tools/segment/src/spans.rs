@@ -132,6 +132,14 @@ pub fn frame(bytes: &[u8], at: usize) -> Vec<Span> {
             | FrameKind::Done
             | FrameKind::Check,
         ) => spans.extend(structure("TransactionMark", body, start)),
+        Some(FrameKind::Group) => spans.extend(structure("ConsumerGroupHeader", body, start)),
+        Some(FrameKind::Cursor) => {
+            spans.extend(structure("CursorHeader", body, start));
+            for at in (24..body.len().saturating_sub(23)).step_by(24) {
+                spans.extend(structure("CursorEntry", &body[at..], start + at));
+            }
+        }
+        Some(FrameKind::Ack) => spans.extend(structure("AckHeader", body, start)),
         // Kinds that come with a structure of that name.
         Some(kind) => spans.extend(structure(&format!("{kind:?}Payload"), body, start)),
         None => {}

@@ -133,6 +133,8 @@ impl State {
                 self.partitions.range(first..first.saturating_add(count)).map(|(id, _)| *id).collect();
             gone.iter().for_each(|id| drop(self.partitions.remove(id)));
         }
+        let newer = self.topics.get(&entry.topic.0).filter(|known| known.revision > entry.revision);
+        let entry = newer.cloned().unwrap_or(entry);
         self.by_partition.insert(entry.first_partition.0, entry.topic.0);
         self.topics.insert(entry.topic.0, TopicEntry { deleted, ..entry });
     }

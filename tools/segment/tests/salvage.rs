@@ -162,6 +162,11 @@ fn a_shard_starts_on_what_was_salvaged() {
         let mut plan = Plan::draw(seed);
         plan.crashes = 1;
         let shards = plan.shards;
+        if shards > 1 {
+            // Simulated shards give topic ids of their own, which shards of one directory share.
+            seed += 1;
+            continue;
+        }
         let mut harness = Harness::new(plan);
         harness.world.record_crash_points(NODE, true);
         harness.run().unwrap();

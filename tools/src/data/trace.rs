@@ -64,6 +64,8 @@ struct Trace<'a> {
     txns: BTreeSet<u128>,
     /// Records that are followed: partition id, offset.
     records: BTreeSet<(u32, u64)>,
+    /// Groups that are known to have passed a record.
+    passed: BTreeSet<((u32, u64), String)>,
     found: u64,
     damaged: u64,
 }
@@ -81,6 +83,7 @@ pub(crate) fn run(args: &TraceArgs, common: &Common) -> Result<(), Failure> {
         followed: BTreeSet::new(),
         txns: BTreeSet::new(),
         records: BTreeSet::new(),
+        passed: BTreeSet::new(),
         found: 0,
         damaged: 0,
     };
@@ -156,9 +159,13 @@ impl Trace<'_> {
                 self.event(shard, state, frame, &name)
             }
             _ => {
-                for (what, partition, offset) in late::touches(frame) {
-                    if self.records.contains(&(partition, offset)) {
-                        self.event(shard, state, frame, what)?;
+                for (what, partition, from, to) in late::touches(frame) {
+                    let passed = self.records.range((partition, from)..(partition, to)).copied().next();
+                    // Each group passes it once.
+                    if let Some(record) = passed
+                        && (what.starts_with("failed") || self.passed.insert((record, what.clone())))
+                    {
+                        self.event(shard, state, frame, &what)?;
                     }
                 }
                 Ok(())

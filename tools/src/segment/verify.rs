@@ -6,6 +6,8 @@ use crate::failure::{EXIT_DAMAGE, Failure};
 use crate::screen::{Ink, Screen, duration, thousands};
 use ringmq_format::Corruption;
 use ringmq_format::catalogue::TopicEntry;
+use ringmq_format::consumer_group::ConsumerGroup;
+use ringmq_format::cursor::{decode_acks, decode_cursors};
 use ringmq_format::frame::FrameKind;
 use ringmq_format::late::{Bind, Late, Mark, parse_timers};
 use ringmq_format::record::Payload;
@@ -222,6 +224,13 @@ fn contents(view: &FrameView<'_>) -> Option<(&'static str, Corruption)> {
         FrameKind::Topic => {
             TopicEntry::take(&mut frame.payload()).err().map(|error| ("TopicEntryHeader", error))
         }
+        FrameKind::Group => ConsumerGroup::take(&mut frame.payload())
+            .err()
+            .map(|corruption| ("ConsumerGroupHeader", corruption)),
+        FrameKind::Cursor => {
+            decode_cursors(frame.payload()).err().map(|corruption| ("CursorHeader", corruption))
+        }
+        FrameKind::Ack => decode_acks(frame.payload()).err().map(|corruption| ("AckHeader", corruption)),
         FrameKind::Commit
         | FrameKind::Abort
         | FrameKind::Decision

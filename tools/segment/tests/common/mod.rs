@@ -72,8 +72,8 @@ pub(crate) fn topic() -> TopicEntry {
         deleted: false,
         created_ms: TIME,
         name: "orders".to_owned(),
-        revision: 0,
         settings: Default::default(),
+        revision: 0,
     }
 }
 

@@ -73,13 +73,15 @@ async fn subscribe(
     let consumer = client.broadcast(config, Some(&instance), BroadcastStart::Resume, by_hand).await;
     let mut consumer = consumer.map_err(said("subscribe"))?;
     Ok(tokio::spawn(async move {
+        // Behind the record that came last; none since an error: what was told before may have been dropped with it.
+        let mut behind = None;
         loop {
-            let next = on(&cache, |cache| cache.next);
-            let last = next >= ticks;
-            if last || (next > 0 && next % COMMIT_EVERY == 0) {
+            let last = on(&cache, |cache| cache.next) >= ticks;
+            if last || behind.is_some_and(|behind| behind % COMMIT_EVERY == 0) {
                 match consumer.commit().await {
                     Ok(()) => {
-                        on(&cache, |cache| cache.committed = cache.committed.max(next));
+                        let behind = behind.take().unwrap_or(0);
+                        on(&cache, |cache| cache.committed = cache.committed.max(behind));
                         if last {
                             return;
                         }
@@ -97,10 +99,16 @@ async fn subscribe(
                 }
             }
             match consumer.next().await {
-                Ok(record) => on(&cache, |cache| {
-                    cache.take(record.key.as_deref().unwrap_or_default(), &record.body, since);
-                }),
-                Err(error) if passes(&error) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(record) => {
+                    behind = number(&record.body).map(|tick| tick + 1);
+                    on(&cache, |cache| {
+                        cache.take(record.key.as_deref().unwrap_or_default(), &record.body, since);
+                    });
+                }
+                Err(error) if passes(&error) => {
+                    behind = None;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 Err(error) => {
                     on(&cache, |cache| cache.trouble = Some(error.to_string()));
                     return;

@@ -87,6 +87,7 @@ async fn subscribe(
                         }
                     }
                     Err(error) if passes(&error) => {
+                        behind = None;
                         tokio::time::sleep(Duration::from_millis(20)).await;
                         if last {
                             continue;

@@ -213,6 +213,9 @@ impl FromStr for PendingHandle {
     fn from_str(text: &str) -> Result<Self, HandleError> {
         let (partition, lsn) = text.split_once('@').ok_or(HandleError)?;
         let partition = PartitionId(partition.parse().map_err(|_| HandleError)?);
+        if partition.0 == 0 {
+            return Err(HandleError); // No partition has this number.
+        }
         Ok(Self { partition, lsn: lsn.parse().map_err(|_| HandleError)? })
     }
 }

@@ -59,7 +59,9 @@ impl fmt::Display for Refused {
             Some(code) => write!(f, "{code}")?,
             None => write!(f, "error {} that this client does not know; upgrade it", self.number)?,
         }
-        if self.message.is_empty() { Ok(()) } else { write!(f, " ({})", self.message) }
+        // The server's own words for a code add nothing.
+        let known = self.code().is_some_and(|code| *self.message == *code.to_string());
+        if self.message.is_empty() || known { Ok(()) } else { write!(f, " ({})", self.message) }
     }
 }
 

@@ -80,7 +80,18 @@ impl Stage {
             request_timeout: PATIENCE,
             ..ClientConfig::new(self.address.clone())
         };
-        Client::connect(config).await.map_err(said("connect"))
+        let since = Instant::now();
+        loop {
+            match Client::connect(config.clone()).await {
+                // Killed in the middle of the greeting.
+                Err(ClientError::Lost(_) | ClientError::Connect { .. })
+                    if self.kills && since.elapsed() < PATIENCE =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                connected => return connected.map_err(said("connect")),
+            }
+        }
     }
 
     async fn topic(&self, client: &Client, base: &str, partitions: u32) -> Result<String, Trouble> {

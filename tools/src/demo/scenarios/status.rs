@@ -47,10 +47,11 @@ fn on<T>(ledger: &Shared, work: impl FnOnce(&mut Ledger) -> T) -> T {
 }
 
 impl Ledger {
-    fn begin(&mut self, consumer: usize, key: &[u8], change: u64, attempt: u16) {
+    fn begin(&mut self, consumer: usize, key: &[u8], change: u64, attempt: u16, kills: bool) {
         let user = self.users.entry(key.to_vec()).or_default();
-        // In doubt the same one comes again, or the next one: then it was done.
-        let expected = change == user.said || (user.doubt && change + 1 == user.said);
+        // Until its acknowledgement is answered the same one may come again, if somebody was killed; or the next one:
+        // then it was done.
+        let expected = change == user.said || (kills && user.done <= change && change < user.said);
         if user.doubt && change == user.said {
             self.consumed += user.said - user.done;
             (user.done, user.doubt) = (user.said, false);
@@ -95,6 +96,7 @@ async fn consumer(
     number_of: usize,
     config: GroupConfig,
     ledger: Shared,
+    kills: bool,
 ) -> Result<JoinHandle<()>, Trouble> {
     let few = QueueConfig { prefetch: 16, ..QueueConfig::default() };
     let mut consumer = client.queue_consumer(config, few).await.map_err(said("join"))?;
@@ -120,7 +122,7 @@ async fn consumer(
                 }
             };
             let (Some(change), Some(key)) = (number(&record.body), &record.key) else { continue };
-            on(&ledger, |ledger| ledger.begin(number_of, key, change, record.attempt));
+            on(&ledger, |ledger| ledger.begin(number_of, key, change, record.attempt, kills));
             // The work overlaps with that for other users.
             let worked = worked.clone();
             tokio::spawn(async move {
@@ -174,7 +176,7 @@ pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
     let mut tasks = Vec::new();
     for number in 0..CONSUMERS {
         let config = GroupConfig::new(group.clone()).topic(topic.clone()).options(options.clone());
-        tasks.push(consumer(stage.client().await?, number, config, ledger.clone()).await?);
+        tasks.push(consumer(stage.client().await?, number, config, ledger.clone(), stage.kills).await?);
     }
     until("all changes consumed", async || {
         if let Some(trouble) = on(&ledger, |ledger| ledger.trouble.clone()) {

@@ -583,10 +583,10 @@ impl QueueCore {
         held.asked = false;
         let current = held.settle == Some(said);
         match refused.retry() {
-            // A handle that was used by a request whose answer was lost is stale because that request was done.
+            // Of a handle that was used by a request whose answer was lost, stale says that the request was done, or that
+            // it was not and somebody else has got the record since.
             Retry::No if held.uncertain && stale(&refused) && current => {
-                let unknown = if said == Settle::Ack { Settled::Done } else { Settled::OutcomeUnknown };
-                self.complete(token, unknown, true);
+                self.complete(token, Settled::OutcomeUnknown, true);
             }
             Retry::No if refused.code() == Some(ErrorCode::NotAMember) => {
                 self.doubtful = true;

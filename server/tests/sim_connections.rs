@@ -5,7 +5,11 @@
 mod sim;
 
 use ringmq_client::ErrorCode;
-use ringmq_protocol::{Request, Subscribe, limits};
+use ringmq_engine::format::PartitionId;
+use ringmq_protocol::{
+    CommitOffsets, GroupMode, GroupSettings, ItemsBuf, JoinGroup, PositionEntry, Request, Subscribe,
+    Subscription, limits,
+};
 use sim::scenes::{Said, Scene, encoded, frame, produce};
 
 const SECOND: u64 = 1_000_000;
@@ -83,6 +87,44 @@ fn the_last_answer_is_not_torn_away_by_input_that_nobody_reads() {
             "{rest} bytes behind"
         );
     }
+}
+
+#[test]
+fn a_commit_that_is_said_twice_in_a_turn_is_answered_once_the_first_is_durable() {
+    let mut scene = Scene::new(1, |_| {});
+    let mut wire = scene.greet(0);
+    scene.open(&mut wire, 0);
+    scene.send(&wire, &produce(&frame(100)));
+    assert_eq!(scene.answer(&mut wire, 77), Said::Produced(vec![None]));
+    let subscriptions: ItemsBuf = [Subscription { topic: "t", filter: "*" }].into_iter().collect();
+    let join = JoinGroup {
+        group: "g",
+        mode: GroupMode::Stream,
+        member: 0,
+        name: "m",
+        instance: "",
+        session_ms: 0,
+        create: true,
+        settings: GroupSettings::default(),
+        subscriptions: subscriptions.items(),
+    };
+    let join = scene.ask(&mut wire, &Request::JoinGroup(join));
+    let Said::Joined(group, member, generation, partition) = scene.answer(&mut wire, join) else {
+        panic!("not a member")
+    };
+    let positions = [PositionEntry::new(PartitionId(partition), 1)];
+    let commit = CommitOffsets { group, member, generation, instance: 0, txn: 0, positions: &positions };
+    let mut both = Vec::new();
+    for correlation in [1_001, 1_002] {
+        Request::CommitOffsets(commit).encode(correlation, &mut both);
+    }
+    scene.send(&wire, &both);
+    let mut heard = Vec::new();
+    scene.until("both answers", |own| {
+        heard.extend(own.heard(&mut wire));
+        heard.len() == 2
+    });
+    assert_eq!(heard, [(1_001, Said::Other), (1_002, Said::Other)], "in the order in which they are durable");
 }
 
 #[test]

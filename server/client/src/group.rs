@@ -3,6 +3,11 @@
 //! A consumer has no task but that of its membership: `next` follows the assignment, reads, and commits. A partition
 //! that comes is claimed first, so that whoever had it before can commit no longer; one that goes is committed once
 //! more under the generation under which it was read.
+//!
+//! Invariants  S1  A commit that says done covers all that was handed out and processed before it, but for partitions
+//!                 of which the caller has heard that they are somebody else's.
+//!             S2  A partition that is lost and comes back goes on where this consumer was, unless somebody else has
+//!                 moved the group's position meanwhile: a server that starts again makes nobody read twice.
 
 use crate::admin::refused_of;
 use crate::client::{Client, TopicInfo, response, unexpected};
@@ -89,12 +94,42 @@ pub struct Offsets {
     pub(crate) positions: Vec<(PartitionId, u64)>,
 }
 
+/// Stands for an offset while there is none.
+const NEVER: u64 = u64::MAX;
+
 #[derive(Debug)]
 struct Progress {
     id: PartitionId,
+    /// Where reading began.
+    from: u64,
     /// First offset that was not handed out, or was and is not processed.
     processed: u64,
+    /// What the server has said that it has.
     committed: u64,
+    /// What it was asked to commit last: it may have that though it did not say so.
+    asked: u64,
+    /// Read now. Otherwise the partition has to be claimed again.
+    claimed: bool,
+}
+
+impl Progress {
+    fn is_committed(&self) -> bool {
+        self.processed == self.committed
+    }
+
+    /// Something was processed here that the server does not have.
+    fn is_behind(&self) -> bool {
+        let known = if self.committed == NEVER { self.from } else { self.committed };
+        self.processed > known
+    }
+
+    /// The server's position is one that this consumer has put there (S2).
+    fn is_own(&self, fetched: &FetchedOffset) -> bool {
+        match fetched.is_committed() {
+            true => [self.committed, self.asked].contains(&fetched.offset.get()),
+            false => self.committed == NEVER,
+        }
+    }
 }
 
 type Key = (Arc<str>, u32);
@@ -132,6 +167,10 @@ pub struct GroupConsumer {
     /// Partitions that are assigned and not read yet, and when to try again.
     unclaimed: BTreeSet<Key>,
     claim_at: Instant,
+    /// Lost with something that was not committed, and the caller has not heard of it.
+    fenced: Option<Key>,
+    /// Positions are committed by transactions, of whose end nothing is known here.
+    by_transaction: bool,
     commit_at: Instant,
     attempts: u32,
     /// Counts up, so that every topic has its turn.
@@ -186,6 +225,8 @@ impl GroupConsumer {
             last: None,
             unclaimed: BTreeSet::new(),
             claim_at: Instant::now(),
+            fenced: None,
+            by_transaction: false,
             commit_at: Instant::now() + config.auto_commit.unwrap_or(Duration::from_secs(86_400)),
             attempts: 0,
             turn: 0,
@@ -223,9 +264,7 @@ impl GroupConsumer {
         if self.config.auto_commit.is_some() {
             wake_at = wake_at.min(self.commit_at);
         }
-        if !self.unclaimed.is_empty() {
-            wake_at = wake_at.min(self.claim_at);
-        }
+        wake_at = wake_at.min(self.claims_at().unwrap_or(wake_at));
         self.turn = self.turn.wrapping_add(1);
         let mut readers: Vec<_> = self.readers.iter_mut().collect();
         let first = self.turn % readers.len().max(1);
@@ -249,6 +288,12 @@ impl GroupConsumer {
             record = record => Some(record),
             () = tokio::time::sleep_until(wake_at) => None,
         }
+    }
+
+    /// When [`GroupConsumer::follow`] is to be called for partitions that are not claimed yet.
+    fn claims_at(&self) -> Option<Instant> {
+        let is_in = matches!(&*self.member.state.borrow(), MemberState::In(_));
+        (is_in && !self.unclaimed.is_empty()).then_some(self.claim_at)
     }
 
     fn mark_processed(&mut self) {
@@ -275,7 +320,10 @@ impl GroupConsumer {
         if !self.unclaimed.is_empty() && Instant::now() >= self.claim_at {
             self.claim().await?;
         }
-        Ok(())
+        match self.fenced.take() {
+            Some((topic, partition)) => Err(GroupError::Fenced { topic, partition }),
+            None => Ok(()),
+        }
     }
 
     async fn take_over(&mut self, membership: &Arc<Membership>) -> Result<(), GroupError> {
@@ -293,23 +341,30 @@ impl GroupConsumer {
             // It was removed and made again.
             self.readers.clear();
             self.progress.clear();
+            self.last = None;
         }
-        let keeps = self.mode == GroupMode::Broadcast || !missed;
-        let goes = |key: &Key| !keeps || !assigned.contains_key(key);
-        let gone: Vec<Key> = self.progress.keys().filter(|key| goes(key)).cloned().collect();
+        let gone: Vec<Key> =
+            self.progress.keys().filter(|key| !assigned.contains_key(key)).cloned().collect();
         if !gone.is_empty() && self.config.auto_commit.is_some() && !missed {
             // Under the generation under which they were read: if the new owner is quicker, it is refused.
             let _ = self.commit_keys(&gone).await;
         }
-        for key in &gone {
-            self.progress.remove(key);
-            if let Some(reader) = self.readers.get_mut(&key.0) {
-                reader.remove(key.1);
+        for key in gone {
+            let progress = self.progress.remove(&key);
+            self.stop_reading(&key);
+            self.last.take_if(|last| last.0 == key);
+            if progress.is_some_and(|progress| progress.is_behind()) && !self.by_transaction {
+                self.fenced.get_or_insert(key);
+            }
+        }
+        if missed && self.mode == GroupMode::Stream {
+            for key in self.progress.keys().cloned().collect::<Vec<_>>() {
+                self.unclaim(&key);
             }
         }
         self.unclaimed.retain(|key| assigned.contains_key(key));
         for (key, topic) in &assigned {
-            if !self.progress.contains_key(key) {
+            if !self.progress.get(key).is_some_and(|progress| progress.claimed) {
                 self.reader(topic, membership.group)?;
                 self.unclaimed.insert(key.clone());
             }
@@ -317,6 +372,21 @@ impl GroupConsumer {
         self.claim_at = Instant::now();
         self.attempts = 0;
         Ok(())
+    }
+
+    fn stop_reading(&mut self, key: &Key) {
+        if let Some(reader) = self.readers.get_mut(&key.0) {
+            reader.remove(key.1);
+        }
+    }
+
+    /// It has to be claimed again before it is read and committed.
+    fn unclaim(&mut self, key: &Key) {
+        if let Some(progress) = self.progress.get_mut(key) {
+            progress.claimed = false;
+        }
+        self.stop_reading(key);
+        self.unclaimed.insert(key.clone());
     }
 
     /// The reader of a topic.
@@ -410,13 +480,31 @@ impl GroupConsumer {
         if fetched.code.get() != 0 {
             return Err(refused_of(fetched.code.get(), fetched.retry_after_ms.get()));
         }
-        let newest = self.mode == GroupMode::Broadcast && self.start == BroadcastStart::Newest;
-        let offset = if newest { fetched.visible_end.get() } else { fetched.offset.get() };
-        // What was only started at, not committed, is committed with the first record.
-        let committed = if fetched.is_committed() { fetched.offset.get() } else { u64::MAX };
-        let progress = Progress { id, processed: offset, committed };
+        let before = self.progress.get(key).filter(|before| {
+            // A transaction that was rolled back has its records consumed again.
+            let is_own = !self.by_transaction && before.is_own(fetched);
+            if !is_own && !self.by_transaction && before.is_behind() {
+                self.fenced.get_or_insert_with(|| key.clone());
+            }
+            is_own
+        });
+        let progress = match before {
+            Some(before) => Progress { claimed: true, ..*before }, // S2
+            None => {
+                let first = !self.progress.contains_key(key);
+                let newest =
+                    first && self.mode == GroupMode::Broadcast && self.start == BroadcastStart::Newest;
+                let offset = if newest { fetched.visible_end.get() } else { fetched.offset.get() };
+                // What was only started at, not committed, is committed with the first record.
+                let committed = if fetched.is_committed() { fetched.offset.get() } else { NEVER };
+                self.last.take_if(|last| last.0 == *key);
+                Progress { id, from: offset, processed: offset, committed, asked: NEVER, claimed: true }
+            }
+        };
         if let Some(reader) = self.readers.get_mut(&key.0) {
-            reader.add(key.1, offset);
+            // What the caller has in hand is not handed out again.
+            let in_hand = self.last.as_ref().filter(|last| last.0 == *key).map(|last| last.1);
+            reader.add(key.1, in_hand.unwrap_or(progress.processed));
             self.progress.insert(key.clone(), progress);
             self.unclaimed.remove(key);
         }
@@ -424,12 +512,40 @@ impl GroupConsumer {
     }
 
     /// Commits all that was handed out. Call it when that is processed.
+    ///
+    /// While the server is away, or has begun a new life, it waits for it, at most for the client's request time. If a
+    /// partition went to another member, or an operator has moved the group, before all of it was committed, the answer
+    /// is [`GroupError::Fenced`]; the other partitions are committed.
     pub async fn commit(&mut self) -> Result<(), GroupError> {
         self.mark_processed();
-        if self.membership.is_none() {
-            return Err(GroupError::NotAMember);
+        let until = Instant::now() + self.client.shared().config.request_timeout;
+        loop {
+            match self.commit_processed().await {
+                Ok(()) if self.is_committed() => return Ok(()), // S1
+                Ok(()) | Err(GroupError::NotAMember) => {}
+                Err(error) => return Err(error),
+            }
+            if Instant::now() >= until {
+                return Err(GroupError::NotAMember);
+            }
+            let wake_at = until.min(self.claims_at().unwrap_or(until));
+            tokio::select! {
+                changed = self.member.state.changed() => changed.map_err(|_| GroupError::Closed)?,
+                () = tokio::time::sleep_until(wake_at) => {}
+            }
+            self.follow().await?;
         }
-        self.commit_processed().await
+    }
+
+    /// Nothing that was handed out waits for its partition to be claimed again, or for a commit.
+    fn is_committed(&self) -> bool {
+        self.is_own_affair() || self.progress.values().all(Progress::is_committed)
+    }
+
+    /// A subscriber of a broadcast without a name: its position is nobody else's.
+    fn is_own_affair(&self) -> bool {
+        let named = self.membership.as_ref().is_some_and(|membership| membership.instance != 0);
+        self.mode == GroupMode::Broadcast && !named
     }
 
     async fn commit_processed(&mut self) -> Result<(), GroupError> {
@@ -461,18 +577,18 @@ impl GroupConsumer {
 
     async fn commit_keys(&mut self, keys: &[Key]) -> Result<(), GroupError> {
         let Some(membership) = self.membership.clone() else { return Ok(()) };
-        if self.mode == GroupMode::Broadcast && membership.instance == 0 {
-            return Ok(()); // Its position is its own affair.
+        if self.is_own_affair() {
+            return Ok(());
         }
         let mut left: Vec<(Key, PositionEntry)> = Vec::new();
         for key in keys {
-            let Some(progress) = self.progress.get(key) else { continue };
-            if progress.processed != progress.committed {
+            let Some(progress) = self.progress.get_mut(key) else { continue };
+            if progress.claimed && !progress.is_committed() {
+                progress.asked = progress.processed;
                 left.push((key.clone(), PositionEntry::new(progress.id, progress.processed)));
             }
         }
         let until = Instant::now() + self.client.shared().config.request_timeout;
-        let mut fenced = None;
         let mut attempts = 0;
         while !left.is_empty() {
             let count = left.len().min(OFFSETS_MAX);
@@ -490,7 +606,6 @@ impl GroupConsumer {
                     }
                 } else if stale(&refused) {
                     self.fence(&key);
-                    fenced.get_or_insert(key);
                 } else if refused.retry() == Retry::No {
                     return Err(GroupError::Refused(refused));
                 } else {
@@ -509,10 +624,7 @@ impl GroupConsumer {
                 tokio::time::sleep(pause).await;
             }
         }
-        match fenced {
-            Some((topic, partition)) => Err(GroupError::Fenced { topic, partition }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     async fn commit_once(
@@ -543,36 +655,49 @@ impl GroupConsumer {
         }
     }
 
-    /// Somebody else has claimed a partition, or an operator has moved the group: it is read no longer, and claimed
-    /// again if it is still ours.
+    /// Somebody else has claimed a partition, an operator has moved the group, or the server has begun a new life: the
+    /// partition is read no longer, and claimed again if it is still ours. Which of them it was shows then.
     fn fence(&mut self, key: &Key) {
-        self.progress.remove(key);
-        if let Some(reader) = self.readers.get_mut(&key.0) {
-            reader.remove(key.1);
-        }
-        if self.last.as_ref().is_some_and(|last| last.0 == *key) {
-            self.last = None;
-        }
+        self.unclaim(key);
         self.member.doubt();
-        self.unclaimed.insert(key.clone());
         let pause_us = backoff_us(self.attempts, 0, &mut self.random);
         self.claim_at = Instant::now() + Duration::from_micros(pause_us);
         self.attempts += 1;
     }
 
     /// What was handed out, to be committed with a transaction (see [`crate::Transaction::send_offsets`]). Take it
-    /// when that is processed, in a consumer that does not commit by itself.
+    /// when that is processed, in a consumer that does not commit by itself; if the transaction is rolled back, go on
+    /// with [`GroupConsumer::rewind`].
     pub fn processed(&mut self) -> Result<Offsets, GroupError> {
+        self.by_transaction = true;
         self.mark_processed();
         self.skip_filtered();
         let membership = self.membership.as_ref().ok_or(GroupError::NotAMember)?;
-        let open = self.progress.values().filter(|progress| progress.processed != progress.committed);
+        let open = || self.progress.values().filter(|progress| !progress.is_committed());
+        // Without them the transaction would say less than what was processed.
+        if open().any(|progress| !progress.claimed) {
+            return Err(GroupError::NotAMember);
+        }
         Ok(Offsets {
             group: membership.group,
             member: membership.member,
             generation: membership.generation,
-            positions: open.map(|progress| (progress.id, progress.processed)).collect(),
+            positions: open().map(|progress| (progress.id, progress.processed)).collect(),
         })
+    }
+
+    /// Goes back to where the group stands, as after a transaction that was rolled back: what was handed out since
+    /// then comes again. A subscriber of a broadcast without a name stands nowhere, and stays where it is.
+    pub fn rewind(&mut self) {
+        if self.is_own_affair() {
+            return;
+        }
+        for key in std::mem::take(&mut self.progress).into_keys() {
+            self.stop_reading(&key);
+            self.unclaimed.insert(key);
+        }
+        self.last = None;
+        self.claim_at = Instant::now();
     }
 
     /// Partitions that are read now: topic, index, and the offset behind what was processed.

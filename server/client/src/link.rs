@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// A request that is answered by one message.
@@ -201,6 +201,8 @@ pub(crate) struct Shared {
     /// Where tasks live, whoever asks for one.
     pub(crate) runtime: Handle,
     info: Mutex<Arc<ServerInfo>>,
+    /// Counts the connections that have ended: with each of them the server may have begun a new life.
+    losses: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -218,8 +220,14 @@ impl Shared {
             host,
             port,
             info: Mutex::default(),
+            losses: watch::Sender::default(),
             config,
         })
+    }
+
+    /// Changes whenever a connection has ended.
+    pub(crate) fn losses(&self) -> watch::Receiver<u64> {
+        self.losses.subscribe()
     }
 
     pub(crate) fn info(&self) -> Arc<ServerInfo> {
@@ -365,6 +373,8 @@ impl Link {
                 break ClientError::Lost(None);
             }
         };
+        // Before anybody hears of it from an answer.
+        self.shared.losses.send_modify(|losses| *losses += 1);
         session.close(&error);
         Some(error)
     }

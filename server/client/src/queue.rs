@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How records are received.
 #[derive(Clone, Debug)]
@@ -108,6 +108,8 @@ enum Said {
         settle: Settle,
         reply: oneshot::Sender<Settled>,
     },
+    /// A record that was on its way to the caller when a connection ended.
+    GiveBack(u64),
     /// With the records that the caller did not take.
     Close {
         unread: Vec<u64>,
@@ -136,8 +138,15 @@ enum Said {
 /// Dropped, it hands back what was not handed out; what the caller has and has not settled comes again when its lease
 /// ends.
 pub struct QueueConsumer {
-    deliveries: mpsc::Receiver<Result<QueueRecord, GroupError>>,
+    deliveries: mpsc::Receiver<Ready>,
     said: mpsc::UnboundedSender<Said>,
+    losses: watch::Receiver<u64>,
+}
+
+/// What waits for the caller, and how many connections had ended before.
+struct Ready {
+    losses: u64,
+    delivery: Result<QueueRecord, GroupError>,
 }
 
 impl Client {
@@ -179,8 +188,9 @@ impl Client {
             answers,
             closing: Vec::new(),
         };
-        self.shared().runtime.spawn(driver.run(sender, saying, answered));
-        Ok(QueueConsumer { deliveries, said })
+        let losses = self.shared().losses();
+        self.shared().runtime.spawn(driver.run(sender, saying, answered, losses.clone()));
+        Ok(QueueConsumer { deliveries, said, losses })
     }
 }
 
@@ -202,7 +212,16 @@ impl QueueConsumer {
     /// An error concerns one partition, or says that the group does not take this member any more; the consumer goes
     /// on with the next call as far as it can.
     pub async fn next(&mut self) -> Result<QueueRecord, GroupError> {
-        self.deliveries.recv().await.unwrap_or(Err(GroupError::Closed))
+        while let Some(Ready { losses, delivery }) = self.deliveries.recv().await {
+            match delivery {
+                // Its lease may be void.
+                Ok(record) if losses != *self.losses.borrow() => {
+                    let _ = self.said.send(Said::GiveBack(record.token));
+                }
+                delivery => return delivery,
+            }
+        }
+        Err(GroupError::Closed)
     }
 
     /// It is consumed.
@@ -236,8 +255,8 @@ impl QueueConsumer {
     pub async fn close(mut self) {
         self.deliveries.close();
         let mut unread = Vec::new();
-        while let Some(delivery) = self.deliveries.recv().await {
-            unread.extend(delivery.ok().map(|record| record.token));
+        while let Some(ready) = self.deliveries.recv().await {
+            unread.extend(ready.delivery.ok().map(|record| record.token));
         }
         let (reply, done) = oneshot::channel();
         let _ = self.said.send(Said::Close { unread, reply: Some(reply) });
@@ -249,8 +268,8 @@ impl Drop for QueueConsumer {
     fn drop(&mut self) {
         self.deliveries.close();
         let mut unread = Vec::new();
-        while let Ok(delivery) = self.deliveries.try_recv() {
-            unread.extend(delivery.ok().map(|record| record.token));
+        while let Ok(ready) = self.deliveries.try_recv() {
+            unread.extend(ready.delivery.ok().map(|record| record.token));
         }
         let _ = self.said.send(Said::Close { unread, reply: None });
     }
@@ -274,10 +293,12 @@ struct Driver {
 impl Driver {
     async fn run(
         mut self,
-        deliveries: mpsc::Sender<Result<QueueRecord, GroupError>>,
+        deliveries: mpsc::Sender<Ready>,
         mut saying: mpsc::UnboundedReceiver<Said>,
         mut answered: mpsc::UnboundedReceiver<Answer>,
+        mut losses: watch::Receiver<u64>,
     ) {
+        let mut lost = *losses.borrow_and_update();
         let clock = self.client.shared().clock;
         let mut alarm = Alarm::new(clock);
         let mut ready: Option<Result<QueueRecord, GroupError>> = None;
@@ -288,6 +309,13 @@ impl Driver {
             let now_us = clock.now_us();
             if !closed {
                 self.follow(&mut ready);
+                let before = std::mem::replace(&mut lost, *losses.borrow_and_update());
+                if lost != before {
+                    self.core.doubt_leases(now_us);
+                    if let Some(Ok(record)) = ready.take_if(|ready| ready.is_ok()) {
+                        self.core.give_back(now_us, record.token);
+                    }
+                }
             }
             if left && !handed_back && !self.core.is_receiving() {
                 self.core.hand_back(now_us);
@@ -318,14 +346,14 @@ impl Driver {
             };
             tokio::select! {
                 permit = room => match (permit, ready.take()) {
-                    (Ok(permit), Some(delivery)) => permit.send(delivery),
-                    (Err(_), delivery) => self.give_back(delivery),
+                    (Ok(permit), Some(delivery)) => permit.send(Ready { losses: lost, delivery }),
+                    (Err(_), delivery) => self.unread(delivery),
                     (Ok(_), None) => {}
                 },
                 said = saying.recv(), if !closed => {
                     closed = self.said(clock.now_us(), said);
                     if closed {
-                        self.give_back(ready.take());
+                        self.unread(ready.take());
                         self.core.close();
                         self.member.begin_leaving(false);
                     }
@@ -336,6 +364,7 @@ impl Driver {
                 },
                 () = alarm.wait(deadline_us) => {}
                 _ = self.member.state.changed(), if !closed => {}
+                _ = losses.changed(), if !closed => {}
             }
         }
         self.tell();
@@ -344,7 +373,7 @@ impl Driver {
         }
     }
 
-    fn give_back(&mut self, delivery: Option<Result<QueueRecord, GroupError>>) {
+    fn unread(&mut self, delivery: Option<Result<QueueRecord, GroupError>>) {
         if let Some(Ok(record)) = delivery {
             self.core.unread(record.token);
         }
@@ -383,6 +412,10 @@ impl Driver {
                 } else {
                     let _ = reply.send(Settled::Refused(Refused::new(ErrorCode::StaleHandle)));
                 }
+                false
+            }
+            Some(Said::GiveBack(token)) => {
+                self.core.give_back(now_us, token);
                 false
             }
             Some(Said::Close { unread, reply }) => {

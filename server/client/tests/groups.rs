@@ -160,6 +160,50 @@ async fn a_group_survives_a_restart_of_the_server() {
 }
 
 #[tokio::test]
+async fn a_restart_of_the_server_makes_nobody_read_twice_and_a_commit_waits_for_it() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    client.create_topic("t", 2, false).await.unwrap();
+    publish(&client, 2, 0..60).await;
+    let by_hand = StreamConfig { auto_commit: None, ..StreamConfig::default() };
+    let mut consumer = client.group_consumer(group("g"), by_hand).await.unwrap();
+    let mut seen = take(&mut consumer, 10).await;
+    consumer.commit().await.unwrap();
+    seen.extend(take(&mut consumer, 20).await);
+    server.kill();
+    server.forget_members();
+    let restart = async || {
+        sleep(Duration::from_millis(30)).await;
+        server.restart().await;
+    };
+    let (committed, ()) = tokio::join!(consumer.commit(), restart());
+    committed.unwrap();
+    let committed = |partition| server.committed("g", "t", partition).unwrap_or(0);
+    assert_eq!(committed(0) + committed(1), 30, "all that was handed out");
+    seen.extend(take(&mut consumer, 10).await);
+    server.kill();
+    server.forget_members();
+    restart().await;
+    seen.extend(take(&mut consumer, 20).await);
+    seen.sort_unstable();
+    assert_eq!(seen, (0..60).collect::<Vec<_>>(), "each once");
+    // Somebody moves the group meanwhile: that is what counts then, and the consumer is told.
+    server.kill();
+    server.forget_members();
+    let behind = (0..2).find(|partition| committed(*partition) < 30).unwrap();
+    server.commit("g", "t", behind, committed(behind) + 1);
+    restart().await;
+    publish(&client, 2, 60..62).await;
+    let told = loop {
+        match timeout(SOON, consumer.next()).await.unwrap() {
+            Ok(_) => {}
+            told => break told,
+        }
+    };
+    assert!(matches!(told, Err(GroupError::Fenced { partition, .. }) if partition == behind), "{told:?}");
+}
+
+#[tokio::test]
 async fn only_what_matches_comes_and_the_rest_counts_as_consumed() {
     let server = Server::start().await;
     let client = client(&server).await;
@@ -288,9 +332,9 @@ async fn an_ack_is_said_again_after_a_lost_answer_and_never_called_done_without_
     let first = timeout(SOON, consumer.next()).await.unwrap().unwrap();
     let second = timeout(SOON, consumer.next()).await.unwrap().unwrap();
     server.lose_acks(1);
-    // Said again it is stale: done, or delivered to somebody else.
+    // Said again it is done.
     let lost = timeout(SOON, consumer.ack(&first)).await.unwrap();
-    assert!(matches!(lost, Err(GroupError::OutcomeUnknown)), "{lost:?}");
+    assert!(matches!(lost, Ok(SettleOutcome::Done)), "{lost:?}");
     server.kill();
     let ack = consumer.ack(&second);
     sleep(Duration::from_millis(30)).await;

@@ -119,7 +119,7 @@ codes! {
     73 NotAMember No "The member is not, or no longer, in the group: join again";
     74 StaleGeneration No "A newer member owns this partition: stop, heartbeat, and go on with the new assignment";
     75 SubscriptionConflict No "Members of a group must consume in the same mode with the same subscriptions; the message names the member and the difference";
-    76 StaleHandle No "The record was delivered again, or consumed, after this lease was given: drop it";
+    76 StaleHandle No "The record was delivered again, or settled under another lease: drop it";
     77 InvalidFilter No "The filter expression cannot be read; the message names the column";
 
     // Transactions and delays.

@@ -48,9 +48,9 @@ wire_open! {
     LeaseChange = 32 {
         /// Which lease.
         handle: LeaseHandle,
-        /// [`CHANGE_AFTER`], or 0: with [`CHANGE_RETRY`] the group's own backoff counts.
+        /// [`CHANGE_AFTER`], [`CHANGE_EXTEND`], or 0: with [`CHANGE_RETRY`] the group's own backoff counts.
         after_ms: U32,
-        /// [`CHANGE_AFTER`] or [`CHANGE_RETRY`].
+        /// [`CHANGE_AFTER`], [`CHANGE_RETRY`] or [`CHANGE_EXTEND`].
         kind: u8,
         /// Zero.
         reserved: [u8; 3],
@@ -79,11 +79,12 @@ wire_open! {
     }
 }
 
-/// Receivable again after a time; the delivery does not count as failed. This is how a lease is prolonged, and how a
-/// record is handed back (after 0 ms).
+/// Receivable again after a time; the delivery does not count as failed. This is how a record is handed back.
 pub const CHANGE_AFTER: u8 = 1;
 /// This delivery has failed: the next one comes after the group's backoff, or the record becomes a dead letter.
 pub const CHANGE_RETRY: u8 = 2;
+/// The lease ends after a time, at least 1 ms, from now. If it does, the delivery has failed.
+pub const CHANGE_EXTEND: u8 = 3;
 /// In [`ChangedLease`]: it was the last attempt; the record is a dead letter now.
 pub const LEASE_DEAD: u16 = 1;
 /// REPLAY_DEAD_LETTERS: only say which would be replayed.
@@ -248,7 +249,12 @@ impl<'a> ChangeInvisible<'a> {
         }
         let changes = fields.slice::<LeaseChange>(count)?;
         let valid = changes.iter().all(|change| {
-            let after = matches!((change.kind, change.after_ms.get()), (CHANGE_AFTER, _) | (CHANGE_RETRY, 0));
+            let after = match change.kind {
+                CHANGE_AFTER => true,
+                CHANGE_RETRY => change.after_ms.get() == 0,
+                CHANGE_EXTEND => change.after_ms.get() > 0,
+                _ => false,
+            };
             after && change.reserved == [0; 3] && change.handle.is_valid()
         });
         let change = Self { handle, group: head.group.get(), member: head.member.get(), changes };
@@ -312,6 +318,11 @@ impl LeaseChange {
     /// Receivable again after `after_ms`, without a failed attempt.
     pub fn after(handle: LeaseHandle, after_ms: u32) -> Self {
         Self { handle, after_ms: U32::new(after_ms), kind: CHANGE_AFTER, reserved: [0; 3] }
+    }
+
+    /// The lease ends `after_ms`, at least 1, from now.
+    pub fn extend(handle: LeaseHandle, after_ms: u32) -> Self {
+        Self { handle, after_ms: U32::new(after_ms.max(1)), kind: CHANGE_EXTEND, reserved: [0; 3] }
     }
 
     /// This delivery has failed.

@@ -307,7 +307,11 @@ proptest! {
         let leases = handles(&numbers);
         let changes: Vec<_> = leases
             .iter()
-            .map(|lease| if flag { LeaseChange::after(*lease, a) } else { LeaseChange::retry(*lease) })
+            .map(|lease| match (flag, a % 2) {
+                (false, _) => LeaseChange::retry(*lease),
+                (true, 0) => LeaseChange::after(*lease, a),
+                (true, _) => LeaseChange::extend(*lease, a),
+            })
             .collect();
         let offsets: Vec<_> = numbers.iter().map(|n| U64::new(*n)).collect();
         let settings = group_settings(&steps, c, given);

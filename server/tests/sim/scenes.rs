@@ -27,6 +27,8 @@ pub(crate) enum Said {
     Error(Option<ErrorCode>),
     Produced(Vec<Option<ErrorCode>>),
     Fetched(usize),
+    /// Group, member, generation, and the id of the first partition.
+    Joined(u32, u64, u64, u32),
     Other,
 }
 
@@ -175,6 +177,11 @@ impl Scene {
                     outcomes.iter().map(|outcome| ErrorCode::parse(outcome.code.get())).collect(),
                 ),
                 Response::Fetched(_) => Said::Fetched(frames.len()),
+                Response::Joined(joined) => {
+                    let first = joined.assignments.iter().next();
+                    let partition = first.map_or(0, |assignment| assignment.base_partition.0);
+                    Said::Joined(joined.group, joined.member, joined.generation, partition)
+                }
                 _ => Said::Other,
             };
             found.push((header.correlation(), said));

@@ -10,6 +10,8 @@
 //!                 until then the server may still take an ack, if nobody else has got the record.
 //!             Q6  What was not handed out is handed back only when no RECEIVE is on its way any more: it would come
 //!                 with that one's answer, to nobody.
+//!             Q7  A record that was buffered when a connection ended is handed back and not handed out: the server may
+//!                 have begun a new life, in which somebody else has it, and what follows it of its key.
 //! States      of a record: buffered -(next)-> taken -(ack, retry, release)-> settling -(answered)-> gone
 //! Ignorant of connections and of membership: what a shell should do comes out as actions, numbered by request.
 
@@ -161,12 +163,11 @@ enum Asked {
     Receive {
         partition: PartitionId,
         reserved: u32,
+        /// A connection has ended since (Q7).
+        doubtful: bool,
     },
     /// With what was said about each.
-    Settle {
-        tokens: Vec<(u64, Settle)>,
-        sent_us: u64,
-    },
+    Settle { tokens: Vec<(u64, Settle)>, sent_us: u64 },
 }
 
 /// The state machine.
@@ -240,9 +241,26 @@ impl QueueCore {
         self.unread.extend(self.buffer.drain(..).map(|delivery| delivery.token));
     }
 
-    /// A delivery that the caller did not get.
+    /// A delivery that the caller did not get, closed.
     pub fn unread(&mut self, token: u64) {
         self.unread.push(token);
+    }
+
+    /// A connection has ended: hands back what is buffered, and what is asked for (Q7).
+    pub fn doubt_leases(&mut self, now_us: u64) {
+        for delivery in std::mem::take(&mut self.buffer) {
+            self.give_back(now_us, delivery.token);
+        }
+        for asked in self.asked.values_mut() {
+            if let Asked::Receive { doubtful, .. } = asked {
+                *doubtful = true;
+            }
+        }
+    }
+
+    /// Hands back a delivery that the caller did not get.
+    pub fn give_back(&mut self, now_us: u64, token: u64) {
+        self.settle(now_us, token, Settle::Release(0));
     }
 
     /// The server may still answer a RECEIVE.
@@ -254,7 +272,7 @@ impl QueueCore {
     pub fn hand_back(&mut self, now_us: u64) {
         assert!(self.closed && !self.is_receiving(), "handed back while more may come");
         for token in std::mem::take(&mut self.unread) {
-            self.settle(now_us, token, Settle::Release(0));
+            self.give_back(now_us, token);
         }
     }
 
@@ -360,7 +378,7 @@ impl QueueCore {
             self.next_request += 1;
             self.reserved += max_records;
             self.next_slot = PartitionId(id.0.wrapping_add(1));
-            let asked = Asked::Receive { partition: *id, reserved: max_records };
+            let asked = Asked::Receive { partition: *id, reserved: max_records, doubtful: false };
             self.asked.insert(request, asked);
             let target = slot.target.clone();
             actions.push(QueueAction::Receive { request, target, max_records, wait_ms });
@@ -439,7 +457,9 @@ impl QueueCore {
 
     /// RECEIVE was answered.
     pub fn received(&mut self, now_us: u64, request: u64, leases: &[Lease], bytes: &Bytes) {
-        let Some(Asked::Receive { partition, reserved }) = self.asked.remove(&request) else { return };
+        let Some(Asked::Receive { partition, reserved, doubtful }) = self.asked.remove(&request) else {
+            return;
+        };
         self.reserved -= reserved;
         let Some(slot) = self.slots.get_mut(&partition) else { return };
         slot.asked = false;
@@ -452,8 +472,14 @@ impl QueueCore {
                 self.pause_slot(now_us, partition, 0);
             }
             Ok(records) => {
+                let kept = self.buffer.len();
                 for (record, lease) in records.into_iter().zip(leases) {
                     self.hold(now_us, partition, &target, record, lease);
+                }
+                if doubtful {
+                    for delivery in self.buffer.split_off(kept) {
+                        self.give_back(now_us, delivery.token);
+                    }
                 }
             }
         }
@@ -583,9 +609,9 @@ impl QueueCore {
         held.asked = false;
         let current = held.settle == Some(said);
         match refused.retry() {
-            // Of a handle that was used by a request whose answer was lost, stale says that the request was done, or that
+            // An acknowledgement that is repeated is done if it was. Of anything else stale says that it was done, or that
             // it was not and somebody else has got the record since.
-            Retry::No if held.uncertain && stale(&refused) && current => {
+            Retry::No if held.uncertain && stale(&refused) && current && said != Settle::Ack => {
                 self.complete(token, Settled::OutcomeUnknown, true);
             }
             Retry::No if refused.code() == Some(ErrorCode::NotAMember) => {
@@ -632,7 +658,7 @@ impl QueueCore {
     pub fn refused(&mut self, now_us: u64, request: u64, refused: Refused) {
         match self.asked.remove(&request) {
             None => {}
-            Some(Asked::Receive { partition, reserved }) => {
+            Some(Asked::Receive { partition, reserved, .. }) => {
                 self.reserved -= reserved;
                 self.doubtful |= refused.code() == Some(ErrorCode::NotAMember);
                 let retry_after_ms = refused.retry_after_ms;
@@ -654,7 +680,7 @@ impl QueueCore {
     pub fn lost(&mut self, now_us: u64, request: u64, not_sent: bool) {
         match self.asked.remove(&request) {
             None => {}
-            Some(Asked::Receive { partition, reserved }) => {
+            Some(Asked::Receive { partition, reserved, .. }) => {
                 self.reserved -= reserved;
                 self.pause_slot(now_us, partition, 0);
             }
@@ -682,7 +708,8 @@ impl QueueCore {
 fn change(held: &Held, settle: Settle) -> LeaseChange {
     match settle {
         Settle::Retry | Settle::Ack => LeaseChange::retry(held.handle),
-        Settle::Release(ms) | Settle::Extend(ms) => LeaseChange::after(held.handle, ms),
+        Settle::Release(ms) => LeaseChange::after(held.handle, ms),
+        Settle::Extend(ms) => LeaseChange::extend(held.handle, ms),
     }
 }
 

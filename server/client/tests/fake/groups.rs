@@ -103,6 +103,15 @@ impl Server {
         offsets.iter().find(|entry| entry.0.1 == pid).map(|entry| *entry.1)
     }
 
+    /// Puts a group somewhere, as an operator does.
+    pub(crate) fn commit(&self, group: &str, topic: &str, partition: u32, offset: u64) {
+        let mut data = self.data.lock().unwrap();
+        let pid = data.topics[topic].base + partition;
+        let offsets = &mut data.groups.groups.get_mut(group).unwrap().offsets;
+        let position = offsets.iter_mut().find(|entry| entry.0.1 == pid).unwrap();
+        *position.1 = offset;
+    }
+
     /// Forgets who is a member, as a restart does.
     pub(crate) fn forget_members(&self) {
         let mut data = self.data.lock().unwrap();
@@ -406,14 +415,16 @@ impl Queue {
         false
     }
 
+    fn is_done(&self, offset: u64) -> bool {
+        offset < self.next || self.done.contains(&offset)
+    }
+
     fn held(&mut self, handle: &LeaseHandle) -> Result<(), ErrorCode> {
         let offset = handle.offset.get();
         match self.leases.get(&offset) {
             Some(lease) if lease.0 == *handle => Ok(()),
             Some(_) => Err(ErrorCode::StaleHandle),
-            None if offset < self.next || self.done.contains(&offset) || self.again.contains_key(&offset) => {
-                Err(ErrorCode::StaleHandle)
-            }
+            None if self.is_done(offset) || self.again.contains_key(&offset) => Err(ErrorCode::StaleHandle),
             None => Err(ErrorCode::UnknownLease),
         }
     }
@@ -573,6 +584,7 @@ impl Session {
                 let mut outcomes = Vec::new();
                 for lease in ack.leases {
                     outcomes.push(match queue.held(lease) {
+                        _ if queue.is_done(lease.offset.get()) => Outcome::DONE,
                         Ok(()) => {
                             queue.leases.remove(&lease.offset.get());
                             queue.done.insert(lease.offset.get());

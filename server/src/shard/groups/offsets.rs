@@ -126,14 +126,16 @@ impl ShardServer {
                 Err(code) => failed(code),
                 Ok(()) => {
                     let committed = self.shard.cursors().position(key);
-                    let current =
-                        self.groups.offsets.waiting(key).or(committed.map(|position| position.offset));
-                    // P3; a transaction's position counts when it takes effect.
-                    let rises = current.is_none_or(|current| current < *offset);
-                    if rises || commit.member == 0 || commit.txn != 0 {
+                    if commit.member == 0 || commit.txn != 0 {
+                        // A transaction's position counts when it takes effect.
                         changes.push((key, *offset));
-                    } else if let Some(position) = committed {
-                        durable_at = durable_at.max(position.lsn.plus(1));
+                    } else if let Some(waiting) = self.groups.offsets.waiting(key) {
+                        // P3; said again, so that the answer waits for it (P1).
+                        changes.push((key, waiting.max(*offset)));
+                    } else if let Some(position) = committed.filter(|position| position.offset >= *offset) {
+                        durable_at = durable_at.max(position.lsn.plus(1)); // P3
+                    } else {
+                        changes.push((key, *offset));
                     }
                     Outcome::DONE
                 }

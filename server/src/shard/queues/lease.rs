@@ -11,15 +11,19 @@
 //!             L3  What is consumed is not leased again.
 //!             L4  The watermark is the first open offset: all below it is consumed. It never falls.
 //!             L5  Whatever becomes of what is open, it fits the bounds of what can be logged.
+//!             L6  Who acknowledges a record again, because the answer was lost, is told that it is consumed, and not
+//!                 that somebody else has it.
 //! After a restart leases are gone. A handle of the life before is good as long as its record was not delivered in
 //! this one.
 
 use ringmq_format::Offset;
 use ringmq_format::cursor::{AckChange, Retry};
 use ringmq_format::limits::{ACK_SPAN_MAX, ACK_STATE_SIZE_MAX};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// Acknowledgements of which a table remembers the handles (L6): 16 bytes each.
+const REMEMBERED_ACKS: usize = 512;
 /// Bytes of what is logged that are left for what is not counted exactly.
 const STATE_SLACK: usize = 1 << 10;
 
@@ -55,8 +59,11 @@ pub(in crate::shard) struct Handle {
 /// Why a handle has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoLease {
-    /// The record was delivered again, or is consumed.
+    /// The record was delivered again, or was consumed under another handle.
     Stale,
+    /// The record is consumed, under this handle as far as is known: what was consumed in the life before, or long ago,
+    /// may have been so under another.
+    Consumed,
     /// No such delivery was made.
     Unknown,
 }
@@ -68,7 +75,7 @@ enum State {
     Leased {
         generation: u64,
         expires_us: u64,
-        /// It was prolonged or handed back for later: its end is no failed delivery.
+        /// It was handed back for later: its end is no failed delivery.
         lenient: bool,
     },
     /// Every delivery has failed; it is about to become a dead letter.
@@ -122,6 +129,8 @@ pub(super) struct LeaseTable {
     keys: BTreeMap<Arc<[u8]>, BTreeSet<u64>>,
     /// Open records with failed deliveries.
     failed: usize,
+    /// The last that were acknowledged: offset and generation of the handle.
+    acked: VecDeque<(u64, u64)>,
     /// What is not logged yet.
     new_acks: BTreeSet<u64>,
     new_retries: BTreeSet<u64>,
@@ -152,6 +161,7 @@ impl LeaseTable {
             dying: BTreeSet::new(),
             keys: BTreeMap::new(),
             failed: 0,
+            acked: VecDeque::new(),
             new_acks: BTreeSet::new(),
             new_retries: BTreeSet::new(),
             logged_watermark: is_logged.then_some(watermark.0),
@@ -426,7 +436,11 @@ impl LeaseTable {
                 Ok(Judged::Earlier)
             }
             Some(_) => Err(NoLease::Stale),
-            None if offset < self.next || is_ahead => Err(NoLease::Stale), // L3
+            None if offset < self.next || is_ahead => {
+                let acked = self.acked.iter().rev().find(|acked| acked.0 == offset);
+                let by_another = acked.is_some_and(|acked| acked.1 != generation);
+                Err(if by_another { NoLease::Stale } else { NoLease::Consumed }) // L3
+            }
             None if of_before => {
                 let failed = self.retries.get(&offset).map_or(0, |retry| retry.0);
                 if failed.saturating_add(1) == attempt { Ok(Judged::Earlier) } else { Err(NoLease::Stale) }
@@ -435,11 +449,23 @@ impl LeaseTable {
         }
     }
 
-    /// The record is consumed.
+    /// The record is consumed, now or already (L6).
     pub(super) fn ack(&mut self, handle: Handle, visible: Offset) -> Result<(), NoLease> {
-        self.judge(handle, visible)?;
+        match self.judge(handle, visible) {
+            Ok(_) => {}
+            Err(NoLease::Consumed) => return Ok(()),
+            Err(no) => return Err(no),
+        }
         self.consume(handle.offset);
+        self.remember(handle.offset, handle.generation);
         Ok(())
+    }
+
+    fn remember(&mut self, offset: u64, generation: u64) {
+        if self.acked.len() == REMEMBERED_ACKS {
+            self.acked.pop_front();
+        }
+        self.acked.push_back((offset, generation));
     }
 
     fn consume(&mut self, offset: u64) {
@@ -495,8 +521,8 @@ impl LeaseTable {
         handle.attempt >= self.rules.max_attempts && self.judge(handle, visible).is_ok()
     }
 
-    /// May be received again `after_us` from now, without a failed delivery; until then whoever has it keeps it, under
-    /// `generation`.
+    /// The lease ends `after_us` from now, and goes on until then under `generation`. `lenient`: that is no failed
+    /// delivery.
     pub(super) fn postpone(
         &mut self,
         handle: Handle,
@@ -504,6 +530,7 @@ impl LeaseTable {
         now_us: u64,
         after_us: u64,
         generation: u64,
+        lenient: bool,
     ) -> Result<Handle, NoLease> {
         let judged = self.judge(handle, visible)?;
         if self.rules.ordered && matches!(judged, Judged::Earlier) {
@@ -517,7 +544,7 @@ impl LeaseTable {
         let Some(open) = self.open.get_mut(&handle.offset) else { return Err(NoLease::Stale) };
         let before = open.state;
         let expires_us = now_us + after_us;
-        open.state = State::Leased { generation, expires_us, lenient: true }; // L1
+        open.state = State::Leased { generation, expires_us, lenient }; // L1
         self.unfile(handle.offset, before);
         self.ending.insert((expires_us, handle.offset));
         Ok(Handle { generation, ..handle })
@@ -527,6 +554,7 @@ impl LeaseTable {
     pub(super) fn bury(&mut self, offset: Offset) {
         if self.dying.contains(&offset.0) {
             self.consume(offset.0);
+            self.remember(offset.0, 0); // no handle's
             self.dead_letters += 1;
         }
     }

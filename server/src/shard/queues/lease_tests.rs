@@ -34,6 +34,10 @@ struct Known {
     at_us: u64,
     /// Acknowledged, dead, or not wanted.
     done: bool,
+    /// By whom it was acknowledged in this life of the table.
+    acked: Option<u64>,
+    /// It became a dead letter in this life of the table.
+    dead: bool,
     delivered: bool,
 }
 
@@ -113,7 +117,7 @@ impl Trial {
             let known = &mut self.known[offset.0 as usize];
             assert_eq!((failed, known.done, known.lease), (self.rules.max_attempts, false, None));
             assert_eq!(known.failed, failed, "only what has failed so often dies");
-            known.done = true;
+            (known.done, known.dead) = (true, true);
             self.table.bury(offset);
         }
         assert!(self.known.iter().all(|known| known.done || known.failed < self.rules.max_attempts));
@@ -194,6 +198,14 @@ impl Trial {
         }
     }
 
+    /// Whether an acknowledgement says done though it has no effect.
+    fn is_consumed_by(&self, handle: Handle) -> bool {
+        let Some(known) = self.known.get(handle.offset as usize) else { return false };
+        let is_known = (handle.generation >> 32) as u32 <= self.epoch;
+        let by_another = known.dead || known.acked.is_some_and(|acked| acked != handle.generation);
+        is_known && known.done && !by_another
+    }
+
     fn settle(&mut self) {
         let Some(handle) = self.handle() else { return };
         let good = self.is_good(handle);
@@ -203,10 +215,11 @@ impl Trial {
         let now_us = self.now_us;
         match self.random.below(4) {
             0 | 1 => {
-                assert_eq!(self.table.ack(handle, VISIBLE).is_ok(), good, "{handle:?}");
+                let again = self.is_consumed_by(handle);
+                assert_eq!(self.table.ack(handle, VISIBLE).is_ok(), good || again, "{handle:?}");
                 if good {
-                    self.known[known].done = true;
-                    self.known[known].lease = None;
+                    let known = &mut self.known[known];
+                    (known.done, known.lease, known.acked) = (true, None, Some(handle.generation));
                 }
             }
             2 => {
@@ -219,10 +232,9 @@ impl Trial {
                     let record = &mut self.known[known];
                     *record = Known {
                         failed: handle.attempt,
-                        lease: None,
                         at_us: now_us + pause * SECOND,
-                        done: false,
                         delivered: (known as u64) < self.table.next().0,
+                        ..Known::default()
                     };
                     self.bury();
                 }
@@ -230,14 +242,15 @@ impl Trial {
             _ => {
                 let after_us = self.random.below(3) * SECOND;
                 let expected = good && (leased || !self.rules.ordered);
-                let result = self.table.postpone(handle, VISIBLE, now_us, after_us, generation);
+                let lenient = after_us == 0 || self.random.below(2) == 0;
+                let result = self.table.postpone(handle, VISIBLE, now_us, after_us, generation, lenient);
                 assert_eq!(result.is_ok(), expected, "{handle:?}");
                 let Ok(new) = result else { return };
                 let record = &mut self.known[known];
                 (record.lease, record.at_us) = (None, now_us);
                 record.delivered = after_us > 0 || (known as u64) < self.table.next().0;
                 if after_us > 0 {
-                    record.lease = Some((new, now_us + after_us, true));
+                    record.lease = Some((new, now_us + after_us, lenient));
                     self.handles.push(new);
                 }
             }
@@ -269,10 +282,9 @@ impl Trial {
             let wait_us = (visible_ms - 1_000_000).max(0) as u64 * 1_000;
             *known = Known {
                 failed,
-                lease: None,
                 at_us: self.now_us + wait_us,
                 done: self.logged.done.contains(&offset),
-                delivered: false,
+                ..Known::default()
             };
         }
         let done = self.logged.done.iter().filter(|offset| **offset >= self.logged.watermark);
@@ -321,7 +333,7 @@ impl Trial {
             for handle in live {
                 assert_eq!(self.table.ack(handle, VISIBLE), Ok(()));
                 let known = &mut self.known[handle.offset as usize];
-                (known.done, known.lease) = (true, None);
+                (known.done, known.lease, known.acked) = (true, None, Some(handle.generation));
             }
             if self.table.watermark() == VISIBLE {
                 self.log();
@@ -365,6 +377,32 @@ fn a_key_waits_for_its_first_record_and_others_go_on() {
     assert_eq!(table.lease(0, 3, 2_000_000), 2);
     assert_eq!(table.ack(Handle { offset: 0, generation: 3, attempt: 2 }, VISIBLE), Ok(()));
     assert_eq!(table.due_now(1_000_005, 10), [1, 3]);
+}
+
+#[test]
+fn an_acknowledgement_may_be_repeated_and_tells_whose_the_record_was() {
+    let mut table = fresh(rules(false, 0, 3));
+    table.epoch = 0;
+    table.look(true, None, 0);
+    assert_eq!(table.lease(0, 1, 10), 1);
+    table.expire(10);
+    assert_eq!(table.lease(0, 2, 100), 2);
+    let (late, right) =
+        (Handle { offset: 0, generation: 1, attempt: 1 }, Handle { offset: 0, generation: 2, attempt: 2 });
+    assert_eq!(table.ack(late, VISIBLE), Err(NoLease::Stale), "somebody else has it");
+    assert_eq!(table.ack(right, VISIBLE), Ok(()));
+    assert_eq!(table.ack(right, VISIBLE), Ok(()), "the answer was lost");
+    assert_eq!(table.ack(late, VISIBLE), Err(NoLease::Stale), "somebody else had it");
+    assert_eq!(table.retry(right, VISIBLE, 20), Err(NoLease::Consumed), "too late");
+    // What is acknowledged after it pushes it out of what is remembered: consumed is all that is known then.
+    let far = Offset(REMEMBERED_ACKS as u64 + 1);
+    while table.next() < far {
+        let offset = table.next().0;
+        table.look(true, None, 0);
+        table.lease(offset, 3, 100);
+        assert_eq!(table.ack(Handle { offset, generation: 3, attempt: 1 }, far), Ok(()));
+    }
+    assert_eq!(table.ack(late, far), Ok(()));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use ringmq_format::consumer_group::GroupOptions;
 use ringmq_format::cursor::AckChange;
 use ringmq_format::late::BindReason;
 use ringmq_format::{GroupId, Lsn, Offset, PartitionId};
-use ringmq_protocol::queue::{CHANGE_RETRY, LEASE_DEAD};
+use ringmq_protocol::queue::{CHANGE_AFTER, CHANGE_RETRY, LEASE_DEAD};
 use ringmq_protocol::{ChangedLease, ErrorCode, Lease, LeaseChange, LeaseHandle, Outcome, Replayed};
 use std::collections::BTreeSet;
 use zerocopy::FromZeros;
@@ -70,7 +70,7 @@ pub(super) fn handle_of(wire: &LeaseHandle) -> Handle {
 
 fn code_of(no: NoLease) -> ErrorCode {
     match no {
-        NoLease::Stale => ErrorCode::StaleHandle,
+        NoLease::Stale | NoLease::Consumed => ErrorCode::StaleHandle,
         NoLease::Unknown => ErrorCode::UnknownLease,
     }
 }
@@ -79,21 +79,12 @@ fn retry_after(code: ErrorCode) -> u32 {
     if code == ErrorCode::DiskFull { DISK_FULL_RETRY_MS } else { 0 }
 }
 
-fn is_stale(code: U16) -> bool {
-    code.get() == ErrorCode::StaleHandle as u16
-}
-
 /// What is said instead of done.
 fn with_code(answer: &QueueAnswer, code: ErrorCode) -> QueueAnswer {
     let after = retry_after(code);
     match answer {
         QueueAnswer::Acked(list) => QueueAnswer::Acked(
-            list.iter()
-                .map(|one| {
-                    let waits = one.is_done() || is_stale(one.code);
-                    if waits { Outcome::failed(code, after) } else { *one }
-                })
-                .collect(),
+            list.iter().map(|one| if one.is_done() { Outcome::failed(code, after) } else { *one }).collect(),
         ),
         QueueAnswer::Changed(list) => QueueAnswer::Changed(
             list.iter()
@@ -157,8 +148,7 @@ impl ShardServer {
                 Err(no) => Outcome::failed(code_of(no), 0),
             })
             .collect();
-        // Stale may mean that it was said before and the answer was lost: that is told when it is durable (A1).
-        let news = outcomes.iter().any(|one| one.is_done() || is_stale(one.code));
+        let news = outcomes.iter().any(Outcome::is_done);
         self.settled(origin, key, QueueAnswer::Acked(outcomes), news);
     }
 
@@ -207,7 +197,10 @@ impl ShardServer {
             } else {
                 let after_ms = change.after_ms.get().min(ringmq_protocol::limits::INVISIBLE_MS_MAX);
                 let after_us = u64::from(after_ms) * 1_000;
-                queue.table.postpone(handle, visible, now.mono_us, after_us, generation).map(|new| {
+                let lenient = change.kind == CHANGE_AFTER;
+                let postponed =
+                    queue.table.postpone(handle, visible, now.mono_us, after_us, generation, lenient);
+                postponed.map(|new| {
                     let handle = LeaseHandle::new(new.offset, new.attempt, new.generation);
                     let expires_ms = I64::new(now.wall_ms + i64::from(after_ms));
                     ChangedLease { lease: Lease { handle, expires_ms }, ..ChangedLease::new_zeroed() }

@@ -135,18 +135,58 @@ fn acks_of_a_partition_go_together_and_are_told_once() {
 }
 
 #[test]
-fn an_ack_whose_answer_was_lost_is_said_again_and_stale_then_leaves_it_open() {
-    let mut core = core(1, 1);
-    receive(&mut core, 0, &[7]);
-    let token = take(&mut core, 0)[0].token;
-    core.settle(0, token, Settle::Ack);
-    let [QueueAction::Ack { request, .. }] = actions(&mut core, 0)[..] else { panic!() };
-    core.lost(10, request, false);
-    assert_eq!(core.next_completion(), None);
-    let now = core.deadline_us();
-    let [QueueAction::Ack { request, .. }] = actions(&mut core, now)[..] else { panic!() };
-    core.acked(now, request, &[Outcome::failed(ErrorCode::StaleHandle, 0)]);
-    assert_eq!(core.next_completion(), Some((token, Settled::OutcomeUnknown)));
+fn what_has_lost_its_answer_is_said_again() {
+    let stale = || ErrorCode::StaleHandle;
+    let is_stale = |told| matches!(told, Some((_, Settled::Refused(refused))) if refused.code() == Some(ErrorCode::StaleHandle));
+    for settle in [Settle::Ack, Settle::Retry] {
+        let mut core = core(1, 1);
+        receive(&mut core, 0, &[7]);
+        let token = take(&mut core, 0)[0].token;
+        core.settle(0, token, settle);
+        let request = |actions: Vec<QueueAction>| match actions[..] {
+            [QueueAction::Ack { request, .. } | QueueAction::Change { request, .. }] => request,
+            _ => panic!("{actions:?}"),
+        };
+        let asked = request(actions(&mut core, 0));
+        core.lost(10, asked, false);
+        assert_eq!(core.next_completion(), None);
+        let now = core.deadline_us();
+        let asked = request(actions(&mut core, now));
+        if settle == Settle::Ack {
+            // One that was done is done again: stale is somebody else's.
+            core.acked(now, asked, &[Outcome::failed(stale(), 0)]);
+            assert!(is_stale(core.next_completion()));
+        } else {
+            core.changed(now, asked, &[ChangedLease::failed(stale(), 0)]);
+            assert_eq!(core.next_completion(), Some((token, Settled::OutcomeUnknown)));
+        }
+    }
+}
+
+#[test]
+fn what_was_received_before_a_connection_ended_is_handed_back_and_not_out() {
+    let mut core = core(3, 2);
+    let mut asked: Vec<u64> = Vec::new();
+    for action in actions(&mut core, 0) {
+        let QueueAction::Receive { request, .. } = action else { panic!("{action:?}") };
+        asked.push(request);
+    }
+    let receive = |core: &mut QueueCore, now, request, offset| {
+        let (leases, bytes) = answer(&[offset], 1);
+        core.received(now, request, &leases, &bytes);
+    };
+    receive(&mut core, 1, asked[0], 7);
+    core.doubt_leases(2);
+    // On its way before the connection ended, and heard after it.
+    receive(&mut core, 3, asked[1], 8);
+    assert_eq!(core.next_delivery(3), None);
+    let released = actions(&mut core, 3).into_iter().filter_map(|action| match action {
+        QueueAction::Change { changes, .. } => Some(changes),
+        _ => None,
+    });
+    let released: Vec<LeaseChange> = released.flatten().collect();
+    let handed_back = |offset| LeaseChange::after(LeaseHandle::new(offset, 1, 1), 0);
+    assert_eq!(released, [handed_back(7), handed_back(8)]);
 }
 
 #[test]
@@ -157,7 +197,7 @@ fn leases_are_renewed_until_the_record_is_settled() {
     assert_eq!(core.deadline_us(), 5_000_000);
     let asked = actions(&mut core, 5_000_000);
     let [QueueAction::Change { request, ref changes, .. }] = asked[..] else { panic!("{asked:?}") };
-    assert_eq!(changes[0], LeaseChange::after(LeaseHandle::new(7, 1, 1), 10_000));
+    assert_eq!(changes[0], LeaseChange::extend(LeaseHandle::new(7, 1, 1), 10_000));
     // The caller acks while the renewal is on its way: it waits, because the handle changes.
     core.settle(5_000_001, token, Settle::Ack);
     assert!(actions(&mut core, 5_000_001).is_empty());

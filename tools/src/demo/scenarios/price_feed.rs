@@ -124,9 +124,14 @@ pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
         subscribe(client, group.clone(), topic.clone(), instance, cache, since, until).await
     };
     let mut tasks = Vec::new();
+    let mut mortal = None;
     for at in 0..SUBSCRIBERS {
-        // The mortal one has committed a third of the way when it dies.
-        tasks.push(subscriber(at, if at == MORTAL { ticks / 3 } else { ticks }).await?);
+        if at == MORTAL {
+            // It has committed a third of the way when it dies.
+            mortal = Some(subscriber(at, ticks / 3).await?);
+        } else {
+            tasks.push(subscriber(at, ticks).await?);
+        }
     }
 
     let producer = producer(&client, &topic).await?;
@@ -140,7 +145,11 @@ pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
         acks.push(producer.send(record, None).await.map_err(said("publish"))?);
         tokio::time::sleep(pace).await;
         if tick == ticks * 2 / 3 {
-            // It was away for a third of all; the program is started again under its name.
+            // It was away for a third of all; the program is started again under its name. A server that was killed may
+            // have kept it from dying in time.
+            if let Some(mortal) = mortal.take() {
+                mortal.await.map_err(said("die"))?;
+            }
             tasks.push(subscriber(MORTAL, ticks).await?);
             returned = Some(on(&caches[MORTAL], |cache| cache.next));
         }

@@ -89,6 +89,22 @@ async fn worker(
     }))
 }
 
+/// Registrations that are dead letters.
+async fn dead_letters(client: &Client, letters: &str) -> Result<BTreeSet<u64>, Trouble> {
+    let described = client.describe_topic(letters).await.map_err(said("dead letters"))?;
+    let mut dead = BTreeSet::new();
+    for (partition, info) in (0..).zip(&described.partitions) {
+        let mut offset = info.log_start;
+        while offset < info.visible_end {
+            let fetched = client.fetch(&described.topic, partition, offset, 1 << 20, Duration::ZERO).await;
+            let fetched = fetched.map_err(said("dead letters"))?;
+            dead.extend(fetched.records.iter().filter_map(|record| number(&record.body)));
+            offset = fetched.next_offset.max(offset + 1);
+        }
+    }
+    Ok(dead)
+}
+
 /// Plays it.
 pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
     let users = u64::from(stage.size(2_000, 200));
@@ -111,7 +127,13 @@ pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
     });
     let (sent, took) = publish(&producer, records).await?;
 
+    let letters = format!("%DLQ%{mail_group}");
     until("mail and sms", async || {
+        if stage.kills {
+            // The answer that says so may have been lost.
+            let dead = dead_letters(&client, &letters).await?;
+            on(&mail, |it| it.dead.extend(dead));
+        }
         for ledger in [&mail, &sms] {
             if let Some(trouble) = on(ledger, |ledger| ledger.trouble.clone()) {
                 return Err(trouble);
@@ -124,7 +146,6 @@ pub(crate) async fn play(stage: &Stage) -> Result<Report, Trouble> {
     workers.iter().for_each(JoinHandle::abort);
 
     // The mail server is mended: the dead letter goes back, once however often that is asked.
-    let letters = format!("%DLQ%{mail_group}");
     let mut outcomes = [(0, 0); 2];
     in_time("replay", async {
         let described = client.describe_topic(&letters).await.map_err(said("dead letters"))?;

@@ -10,7 +10,9 @@ use crate::format::{self, Shown, harmless};
 use crate::link;
 use crate::screen::{self, Ink, Screen, thousands};
 use ringmq_client::limits::RETRY_FOR;
-use ringmq_client::{Client, ConsumedRecord, Consumer, ConsumerConfig, ErrorCode, ReplayOutcome};
+use ringmq_client::{
+    Client, ConsumedRecord, Consumer, ConsumerConfig, DeadLetterOrigin, ErrorCode, ReplayOutcome, TopicInfo,
+};
 use ringmq_format::record::RecordEntry;
 use ringmq_server::filter::Filter;
 use serde_json::{Value, json};
@@ -185,6 +187,59 @@ impl Letters {
     fn over(&self) -> bool {
         self.consumer.reached(&self.ends)
     }
+
+    /// Where these came from, by partition and offset; what was only published there is not among them.
+    async fn origins(
+        &self,
+        client: &Client,
+        topics: &[TopicInfo],
+        records: &[ConsumedRecord],
+        target: &Target,
+    ) -> Result<BTreeMap<(u32, u64), Origin>, Failure> {
+        let mut places: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for record in records {
+            places.entry(record.partition).or_default().push(record.offset);
+        }
+        let mut found = BTreeMap::new();
+        for (partition, offsets) in places {
+            let origins = client.dead_letter_origins(&self.topic, partition, &offsets).await;
+            let origins = origins.map_err(|error| link::client_failure(&error, target, Some(&self.topic)))?;
+            for (offset, origin) in offsets.into_iter().zip(origins) {
+                if let Some(origin) = origin {
+                    found.insert((partition, offset), Origin::new(origin, topics));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Where a dead letter came from. The topic may be gone.
+struct Origin {
+    topic: Option<(String, u32)>,
+    offset: u64,
+    attempts: u32,
+}
+
+impl Origin {
+    fn new(origin: DeadLetterOrigin, topics: &[TopicInfo]) -> Self {
+        let topic = topics.iter().find_map(|topic| {
+            let index = origin.partition.0.checked_sub(topic.base_partition.0)?;
+            (index < topic.partitions).then(|| (topic.name.to_string(), index))
+        });
+        Self { topic, offset: origin.offset, attempts: origin.attempts }
+    }
+
+    fn to_text(&self) -> String {
+        let topic = self.topic.as_ref().map(|(name, index)| format!("{name}[{index}]"));
+        let topic = topic.unwrap_or_else(|| "a deleted topic".to_owned());
+        format!("from {topic}@{} after {} attempts", self.offset, self.attempts)
+    }
+
+    fn to_json(&self) -> Value {
+        let (topic, partition) = self.topic.as_ref().map(|(name, index)| (name.as_str(), *index)).unzip();
+        json!({"topic": topic, "partition": partition, "offset": self.offset, "attempts": self.attempts})
+    }
 }
 
 fn matches(filter: Option<&Filter>, record: &ConsumedRecord) -> bool {
@@ -208,13 +263,16 @@ async fn show(
 ) -> Result<(), Failure> {
     let client = link::connect(target, RETRY_FOR).await?;
     let mut letters = Letters::open(&client, group, target).await?;
-    let mut left = count;
+    let topics = client.list_topics().await.map_err(|error| link::client_failure(&error, target, None))?;
+    let mut left = usize::try_from(count).unwrap_or(usize::MAX);
     while left > 0 && !letters.over() {
-        for record in letters.next().await?.iter().filter(|record| matches(filter, record)) {
-            if left == 0 {
-                break;
-            }
-            left -= 1;
+        let mut records = letters.next().await?;
+        records.retain(|record| matches(filter, record));
+        records.truncate(left);
+        left -= records.len();
+        let origins = letters.origins(&client, &topics, &records, target).await?;
+        for record in &records {
+            let origin = origins.get(&(record.partition, record.offset));
             let headers = record.properties.iter().collect::<Vec<_>>();
             let shown = Shown {
                 topic: &letters.topic,
@@ -228,6 +286,7 @@ async fn show(
             if screen.json {
                 let mut object = format::to_json(&shown);
                 object["group"] = group.into();
+                object["origin"] = origin.map_or(Value::Null, Origin::to_json);
                 object["tag"] =
                     record.tag.as_deref().map_or(Value::Null, |tag| String::from_utf8_lossy(tag).into());
                 screen.object(&object)?;
@@ -237,8 +296,10 @@ async fn show(
             let time = screen.paint(Ink::Dim, &format::time(record.timestamp_ms));
             let tag = record.tag.as_deref().map(|tag| format!("#{}  ", harmless(tag))).unwrap_or_default();
             let key = record.key.as_deref().map(|key| screen.paint(Ink::Green, &harmless(key)) + "  ");
+            let origin = origin.map_or_else(|| "no dead letter".to_owned(), Origin::to_text);
+            let origin = screen.paint(Ink::Dim, &origin);
             screen.line(&format!(
-                "{place}  {time}  {tag}{}{}",
+                "{place}  {time}  {origin}  {tag}{}{}",
                 key.unwrap_or_default(),
                 harmless(&record.body)
             ))?;

@@ -52,7 +52,7 @@ fn failure_at(error: &ClientError, place: String, topic: Option<&str>) -> Failur
     };
     match innermost {
         ClientError::Address(_) => Failure::wrong_use(format!("--server: {error}")),
-        ClientError::Topic(_) | ClientError::UnknownPartition { .. } => {
+        ClientError::Topic(_) | ClientError::Name { .. } | ClientError::UnknownPartition { .. } => {
             Failure::wrong_use(format!("{place}: {error}"))
         }
         ClientError::Connect { address, source } => Failure::failed(format!("no connection to {address}: {source}"))

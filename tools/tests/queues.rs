@@ -148,6 +148,23 @@ async fn what_fails_comes_again_then_is_a_dead_letter_and_goes_back_once() {
     let keys: BTreeSet<_> = found.values().map(|letter| letter.1.to_vec()).collect();
     assert_eq!(keys, BTreeSet::from([b"k0".to_vec(), b"k1".to_vec()]));
 
+    // From where, and after how many attempts: to a program, and to whoever looks.
+    for partition in 0..2 {
+        let origins = client.dead_letter_origins("%DLQ%g", partition, &[0, 7]).await.unwrap();
+        let origin = origins[0].unwrap();
+        assert_eq!((origin.offset, origin.attempts, origins[1]), (0, 3, None));
+    }
+    let shown = String::from_utf8(server.ok(&["dlq", "show", "g", "--json"], b"")).unwrap();
+    let origins = shown.lines().map(|line| {
+        let letter: serde_json::Value = serde_json::from_str(line).unwrap();
+        let number: u64 = letter["value"].as_str().unwrap().trim().parse().unwrap();
+        (number, letter["origin"].clone())
+    });
+    let origin = |partition: u64| serde_json::json!({"topic": "t", "partition": partition, "offset": 0, "attempts": 3});
+    assert_eq!(origins.collect::<BTreeMap<_, _>>(), BTreeMap::from([(0, origin(0)), (1, origin(1))]));
+    let shown = String::from_utf8(server.ok(&["dlq", "show", "g"], b"")).unwrap();
+    assert!(shown.contains("from t[0]@0 after 3 attempts"), "{shown}");
+
     let replay = async |partition, dry_run| {
         client.replay_dead_letters("%DLQ%g", partition, &[0, 7], dry_run).await.unwrap()
     };

@@ -1,6 +1,6 @@
 //! Looking at groups, pending messages, transactions, dead letters and topics, and changing them.
 
-use crate::client::{Client, TopicInfo, check_name, response, unexpected};
+use crate::client::{Client, TopicInfo, check_name, check_name_of, response, unexpected};
 use crate::core::Refused;
 use crate::core::connection::Target;
 use crate::core::decode::{ConsumedRecord, decode_frame};
@@ -12,8 +12,8 @@ use ringmq_protocol::limits::REPLAY_MAX;
 use ringmq_protocol::{
     AlterTopic, DeleteGroup, DescribeGroup, DescribedGroup, EndSource, EndTransaction, FetchEntryHeader,
     GroupEntry, GroupMode, GroupSettings, GroupStart, ListGroups, ListTimers, ListTransactions, PeekMessage,
-    ReplayDeadLetters, Request, ResetGroup, Response, SetGroup, SetGroupMode, TimerChange, TimerEntry,
-    TopicSettings, TransactionEnd, TransactionEntry, TransactionState,
+    ReplayDeadLetters, Replayed, Request, ResetGroup, Response, SetGroup, SetGroupMode, TimerChange,
+    TimerEntry, TopicSettings, TransactionEnd, TransactionEntry, TransactionState,
 };
 use std::collections::VecDeque;
 use std::fmt;
@@ -382,6 +382,17 @@ pub enum ReplayOutcome {
     Refused(Refused),
 }
 
+/// Where a dead letter came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadLetterOrigin {
+    /// Id of the partition that it was consumed from.
+    pub partition: PartitionId,
+    /// Its offset there.
+    pub offset: u64,
+    /// How often it had been delivered when it was given up.
+    pub attempts: u32,
+}
+
 /// Statistics of a topic; what the server does not know is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicStatistics {
@@ -446,7 +457,7 @@ impl Client {
 
     /// State of a group: settings, members and all positions.
     pub async fn describe_group(&self, name: &str) -> Result<GroupDescription, ClientError> {
-        check_name(name)?;
+        check_name_of("group", name)?;
         let mut described: Option<GroupDescription> = None;
         loop {
             let last = described.as_ref().and_then(|group| group.positions.last());
@@ -475,7 +486,7 @@ impl Client {
         mode: SetGroupMode,
         options: &GroupOptions,
     ) -> Result<u32, ClientError> {
-        check_name(name)?;
+        check_name_of("group", name)?;
         let (name, options) = (name.to_owned(), options.clone());
         let set = Call::any(move |ask| {
             let steps = options.steps();
@@ -495,7 +506,7 @@ impl Client {
         to: GroupStart,
         dry_run: bool,
     ) -> Result<Vec<ResetInfo>, ClientError> {
-        check_name(group)?;
+        check_name_of("group", group)?;
         let partitions = self.topic(topic, false).await?.partitions;
         let mut done = Vec::new();
         while (done.len() as u32) < partitions {
@@ -526,7 +537,7 @@ impl Client {
 
     /// Removes a group and its positions; with `force` even if it has members.
     pub async fn delete_group(&self, name: &str, force: bool) -> Result<(), ClientError> {
-        check_name(name)?;
+        check_name_of("group", name)?;
         let name = name.to_owned();
         let delete = Call::any(move |ask| ask(&Request::DeleteGroup(DeleteGroup { name: &name, force })));
         self.call(delete, false).await.map(drop)
@@ -683,6 +694,38 @@ impl Client {
         offsets: &[u64],
         dry_run: bool,
     ) -> Result<Vec<ReplayOutcome>, ClientError> {
+        let outcome = |replayed: &Replayed| match replayed.code.get() {
+            0 if replayed.was_earlier() => ReplayOutcome::Earlier(replayed.offset.get()),
+            0 => ReplayOutcome::Replayed(replayed.offset.get()),
+            code => ReplayOutcome::Refused(refused_of(code, replayed.retry_after_ms.get())),
+        };
+        self.replay(topic, partition, offsets, dry_run, outcome).await
+    }
+
+    /// Where dead letters came from, in the order of their offsets in a partition of `%DLQ%` and the group's name;
+    /// `None` for what is no dead letter, or cannot be read.
+    pub async fn dead_letter_origins(
+        &self,
+        topic: &str,
+        partition: u32,
+        offsets: &[u64],
+    ) -> Result<Vec<Option<DeadLetterOrigin>>, ClientError> {
+        let origin = |replayed: &Replayed| {
+            let partition = PartitionId(replayed.origin_partition.get());
+            let (offset, attempts) = (replayed.origin_offset.get(), replayed.attempts.get());
+            (partition.0 != 0).then_some(DeadLetterOrigin { partition, offset, attempts })
+        };
+        self.replay(topic, partition, offsets, true, origin).await
+    }
+
+    async fn replay<T>(
+        &self,
+        topic: &str,
+        partition: u32,
+        offsets: &[u64],
+        dry_run: bool,
+        pick: impl Fn(&Replayed) -> T,
+    ) -> Result<Vec<T>, ClientError> {
         check_name(topic)?;
         let mut outcomes = Vec::with_capacity(offsets.len());
         for offsets in offsets.chunks(REPLAY_MAX) {
@@ -693,11 +736,7 @@ impl Client {
             });
             let message = self.call(replay, true).await?;
             let Response::Replayed(replayed) = response(&message)? else { return Err(unexpected(&message)) };
-            outcomes.extend(replayed.iter().map(|replayed| match replayed.code.get() {
-                0 if replayed.was_earlier() => ReplayOutcome::Earlier(replayed.offset.get()),
-                0 => ReplayOutcome::Replayed(replayed.offset.get()),
-                code => ReplayOutcome::Refused(refused_of(code, replayed.retry_after_ms.get())),
-            }));
+            outcomes.extend(replayed.iter().map(&pick));
         }
         Ok(outcomes)
     }

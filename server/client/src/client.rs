@@ -420,6 +420,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), ClientError> {
     check_topic_name(name.as_bytes()).map(drop).map_err(ClientError::Topic)
 }
 
+/// The names of groups and of instances are like those of topics.
+pub(crate) fn check_name_of(of: &'static str, name: &str) -> Result<(), ClientError> {
+    check_topic_name(name.as_bytes()).map(drop).map_err(|error| ClientError::Name { of, error })
+}
+
 pub(crate) fn response(message: &Message) -> Result<Response<'_>, ClientError> {
     message.response().map_err(ClientError::Response)
 }

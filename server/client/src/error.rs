@@ -35,6 +35,13 @@ pub enum ClientError {
     TimedOut(Box<ClientError>),
     /// Not the name of a topic.
     Topic(NameError),
+    /// Not the name of a group, or of an instance.
+    Name {
+        /// Of what.
+        of: &'static str,
+        /// Why not.
+        error: NameError,
+    },
     /// The server's answer is not what it should be.
     Response(ResponseError),
     /// What was read is damaged.
@@ -64,6 +71,7 @@ impl fmt::Display for ClientError {
             Self::Refused(refused) => refused.fmt(f),
             Self::TimedOut(last) => write!(f, "gave up after request_timeout; last: {last}"),
             Self::Topic(error) => write!(f, "{error}; choose another name for the topic"),
+            Self::Name { of, error } => write!(f, "{error}; choose another name for the {of}"),
             Self::Response(error) => error.fmt(f),
             Self::Receive(error) => error.fmt(f),
             Self::UnknownPartition { partition, partitions } => {
@@ -83,7 +91,7 @@ impl Error for ClientError {
             Self::Connection(error) => Some(error),
             Self::Refused(error) => Some(error),
             Self::TimedOut(error) => Some(&**error),
-            Self::Topic(error) => Some(error),
+            Self::Topic(error) | Self::Name { error, .. } => Some(error),
             Self::Response(error) => Some(error),
             Self::Receive(error) => Some(error),
             Self::Address(_) | Self::Lost(None) | Self::UnknownPartition { .. } | Self::Closed => None,

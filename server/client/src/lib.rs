@@ -56,9 +56,9 @@ pub use crate::core::consumer::{Halt, OutOfRange, Start};
 pub use crate::core::decode::{ConsumedRecord, Properties, ReceiveError};
 pub use crate::core::producer::ProducerIdentity;
 pub use admin::{
-    GroupDescription, GroupInfo, GroupOptions, HalfInfo, HandleError, MemberInfo, PeekedMessage,
-    PendingHandle, PositionInfo, ReplayOutcome, ResetInfo, TimerInfo, TimerPage, TopicStatistics,
-    TransactionId, TransactionInfo, TransactionPage,
+    DeadLetterOrigin, GroupDescription, GroupInfo, GroupOptions, HalfInfo, HandleError, MemberInfo,
+    PeekedMessage, PendingHandle, PositionInfo, ReplayOutcome, ResetInfo, TimerInfo, TimerPage,
+    TopicStatistics, TransactionId, TransactionInfo, TransactionPage,
 };
 pub use client::{Client, Fetched, PartitionInfo, TopicDescription, TopicInfo};
 pub use config::{ClientConfig, ConsumerConfig, Partitions, ProducerConfig};

@@ -1,16 +1,17 @@
 //! The task that keeps a member in its group: joins, beats, joins again, and leaves.
 
 use crate::admin::GroupOptions;
-use crate::client::{Client, check_name, response};
+use crate::client::{Client, check_name, check_name_of, response};
 use crate::clock::{Alarm, random_u64};
 use crate::core::Refused;
 use crate::core::connection::Message;
 use crate::core::member::{MemberAction, MemberCore, Membership};
 use crate::error::{ClientError, GroupError};
 use crate::link::{Call, CallError};
+use ringmq_protocol::limits::FILTER_STRING_MAX;
 use ringmq_protocol::{
-    GroupMode, GroupSettings, Heartbeat, ItemsBuf, JoinGroup, LeaveGroup, PositionEntry, Request, Response,
-    Subscription,
+    ErrorCode, GroupMode, GroupSettings, Heartbeat, ItemsBuf, JoinGroup, LeaveGroup, PositionEntry, Request,
+    Response, Subscription,
 };
 use std::future::Future;
 use std::pin::Pin;
@@ -98,8 +99,17 @@ impl Member {
         mode: GroupMode,
         instance: &str,
     ) -> Result<Self, ClientError> {
-        check_name(&config.group)?;
+        check_name_of("group", &config.group)?;
+        if !instance.is_empty() {
+            check_name_of("instance", instance)?;
+        }
         config.subscriptions.iter().try_for_each(|(topic, _)| check_name(topic))?;
+        // The wire would cut it short, and the rest may well be another filter.
+        if config.subscriptions.iter().any(|(_, filter)| filter.len() > FILTER_STRING_MAX) {
+            let message = format!("the expression is longer than {FILTER_STRING_MAX} bytes");
+            let refused = Refused { message: Arc::from(message), ..Refused::new(ErrorCode::InvalidFilter) };
+            return Err(ClientError::Refused(refused));
+        }
         let (sender, state) = watch::channel(MemberState::Joining);
         let (stop, stopped) = watch::channel(false);
         let (finished, done) = watch::channel(false);

@@ -146,7 +146,7 @@ impl Client {
         F: Fn(CheckedTransaction) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Resolution> + Send + 'static,
     {
-        crate::client::check_name(group)?;
+        crate::client::check_name_of("producer group", group)?;
         let (alive, gone) = watch::channel(());
         let (ready, registered) = oneshot::channel();
         let open = OpenIds::default();

@@ -107,7 +107,7 @@ pub fn layout() -> String {
         Lease { handle expires_ms }
         LeaseChange { handle after_ms kind reserved }
         ChangedLease { code flags retry_after_ms lease }
-        Replayed { code flags retry_after_ms offset }
+        Replayed { code flags retry_after_ms offset origin_offset origin_partition attempts }
         EndTransactionHead { txn halves positions resolution source attempt reserved }
         EndedWire { time_ms halves flags }
         RegisterProducerHead { flags reserved }

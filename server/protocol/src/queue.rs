@@ -67,7 +67,7 @@ wire_open! {
         lease: Lease,
     }
     /// What became of a dead letter.
-    Replayed = 16 {
+    Replayed = 32 {
         /// 0, or number of an [`ErrorCode`].
         code: U16,
         /// [`REPLAYED_EARLIER`].
@@ -76,6 +76,12 @@ wire_open! {
         retry_after_ms: U32,
         /// Where it is now, in the partition that it came from; 0 in a dry run.
         offset: U64,
+        /// Its offset in the partition that it came from.
+        origin_offset: U64,
+        /// Id of that partition; 0 if it is no dead letter.
+        origin_partition: U32,
+        /// How often it had been delivered when it was given up.
+        attempts: U32,
     }
 }
 

@@ -1,13 +1,14 @@
 //! `ringmq bench`: how fast this machine is at most, and how near the server comes.
 //!
 //! [`machine`] measures the floor without a server; [`produce`], [`consume`] and [`end_to_end`] load one over the wire
-//! protocol, [`late`] through the client library, and print their figures as ratios to it; [`goals`] does all of that for everything that is promised. All of
-//! them say how busy their own threads were: a generator at 100 % measured itself.
+//! protocol, [`late`] and [`drain`] do so through the client library. They print their figures as ratios to it; [`goals`] does all
+//! of that for everything that is promised. All of them say how busy their own threads were: a generator at 100 % measured itself.
 
 mod chart;
 mod compare;
 mod consume;
 mod cpu;
+mod drain;
 mod end_to_end;
 #[cfg(test)]
 mod fake_server;
@@ -50,6 +51,7 @@ enum Command {
     Mixed(Box<end_to_end::EndToEndArgs>),
     Transactions(Box<late::TransactionArgs>),
     Delays(Box<late::DelayArgs>),
+    Drain(Box<drain::DrainArgs>),
     Goals(Box<goals::GoalsArgs>),
     Compare(compare::CompareArgs),
     Report(page::ReportArgs),
@@ -63,7 +65,7 @@ const EXIT_WRONG_USE: u8 = 2;
 /// Runs one bench; prints its report on stdout and, if it failed, why on stderr.
 pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
     let wrong_use = match &args.command {
-        Command::Machine(_) | Command::Report(_) => Ok(()),
+        Command::Machine(_) | Command::Report(_) | Command::Drain(_) => Ok(()),
         Command::Produce(args) => args.check(),
         Command::Consume(args) => args.check(),
         Command::EndToEnd(args) | Command::FanOut(args) | Command::Mixed(args) => args.check(),
@@ -82,6 +84,7 @@ pub(crate) fn run(args: BenchArgs, json: bool) -> ExitCode {
             Command::Mixed(args) => end_to_end::run(Kind::Mixed, &args, json).map(|()| 0),
             Command::Transactions(args) => late::run_transactions(&args, json).map(|()| 0),
             Command::Delays(args) => late::run_delays(&args, json).map(|()| 0),
+            Command::Drain(args) => drain::run(&args, json).map(|()| 0),
             Command::Goals(args) => goals::run(*args, json),
             Command::Compare(args) => compare::run(&args, json),
             Command::Report(args) => page::run(&args, json).map(|()| 0),

@@ -97,6 +97,8 @@ pub(super) enum Goal {
     AtLeast(f64),
     AtMost(f64),
     Below(f64),
+    /// Nothing is promised: it is only said.
+    Reported,
 }
 
 impl Goal {
@@ -105,6 +107,7 @@ impl Goal {
             Self::AtLeast(bound) => format!("≥ {bound}"),
             Self::AtMost(bound) => format!("≤ {bound}"),
             Self::Below(bound) => format!("< {bound}"),
+            Self::Reported => String::new(),
         }
     }
 
@@ -113,6 +116,7 @@ impl Goal {
             Self::AtLeast(bound) => value >= bound,
             Self::AtMost(bound) => value <= bound,
             Self::Below(bound) => value < bound,
+            Self::Reported => true,
         }
     }
 
@@ -120,6 +124,7 @@ impl Goal {
     pub(super) fn judge(self, interval: Interval) -> Verdict {
         match (self.holds(interval.low), self.holds(interval.high)) {
             _ if interval.n == 0 => Verdict::NotShown,
+            _ if matches!(self, Self::Reported) => Verdict::Reported,
             (true, true) => Verdict::Reached,
             (false, false) => Verdict::Missed,
             _ => Verdict::NotShown,
@@ -131,6 +136,7 @@ impl Goal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verdict {
+    Reported,
     Reached,
     NotShown,
     Missed,
@@ -139,6 +145,7 @@ pub(super) enum Verdict {
 impl Verdict {
     pub(super) fn text(self) -> &'static str {
         match self {
+            Self::Reported => "reported",
             Self::Reached => "reached",
             Self::NotShown => "not shown",
             Self::Missed => "missed",
@@ -184,6 +191,7 @@ mod tests {
             (Goal::AtMost(1.5), 1.0, 1.6, Verdict::NotShown),
             (Goal::AtMost(1.5), 1.6, 1.7, Verdict::Missed),
             (Goal::Below(0.05), 0.05, 0.06, Verdict::Missed),
+            (Goal::Reported, 0.05, 0.06, Verdict::Reported),
         ] {
             assert_eq!(goal.judge(interval(low, high)), verdict, "{goal:?} {low} {high}");
         }

@@ -342,6 +342,20 @@ impl ShardServer {
             );
             return Err((ErrorCode::InvalidGroupName, text));
         }
+        if mode == GroupMode::Queue
+            && let Some(topic) = self.topics.by_name(&dead_letters)
+        {
+            // Made by somebody else. A shard without a partition in it would keep what it cannot bury for ever.
+            let shards = self.mail.shards();
+            let covered: BTreeSet<_> = topic.partition_ids().map(|id| id.shard(shards)).collect();
+            if covered.len() < usize::from(shards) {
+                let text = format!(
+                    "the topic '{dead_letters}' of the group's dead letters needs a partition on each of {shards} \
+                     shards; delete it, or give it more partitions"
+                );
+                return Err((ErrorCode::InvalidGroupName, text));
+            }
+        }
         if let Some(known) = self.groups.coordinator.groups.get(&group) {
             known.members.admits(&join.join).map_err(|refusal| match refusal {
                 Refusal::Conflict(text) => (ErrorCode::SubscriptionConflict, text),

@@ -273,6 +273,9 @@ impl ShardServer {
         let given = Given::check(&join.settings)?;
         let subscriptions = check_subscriptions(join)?;
         let named = join.mode == GroupMode::Broadcast && !join.instance.is_empty();
+        if named {
+            check_group_name(join.instance).map_err(|(code, text)| (code, format!("instance: {text}")))?;
+        }
         let work = GroupWork::Join(Box::new(Join {
             group: join.group.to_owned(),
             create: join.create,

@@ -423,7 +423,8 @@ impl LeaseTable {
             return Err(NoLease::Unknown);
         }
         let is_ahead = self.ahead.range(..=offset).next_back().is_some_and(|range| *range.1 > offset);
-        let of_before = epoch < self.epoch;
+        // No life has epoch 0: a handle with nothing in it is none of the life before.
+        let of_before = epoch > 0 && epoch < self.epoch;
         match self.open.get(&offset) {
             Some(Open { state: State::Leased { generation: held, .. }, failed, .. })
                 if *held == generation && failed.saturating_add(1) == attempt =>

@@ -14,7 +14,7 @@ use ringmq_protocol::queue::REPLAYED_EARLIER;
 use ringmq_protocol::{ErrorCode, Replayed};
 use std::collections::BTreeMap;
 use zerocopy::FromZeros;
-use zerocopy::little_endian::{U16, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 
 impl ShardServer {
     pub(super) fn replay_dead_letters(
@@ -44,10 +44,11 @@ impl ShardServer {
                     continue;
                 }
             };
+            let of = |answer: Replayed| with_origin(answer, &body);
             let (group, target) = match self.dead_letter_of(&body) {
                 Ok(found) => found,
                 Err(code) => {
-                    answers.push(Replayed::failed(code, 0));
+                    answers.push(of(Replayed::failed(code, 0)));
                     continue;
                 }
             };
@@ -59,10 +60,10 @@ impl ShardServer {
             let again = offsets[..index].contains(offset);
             if before || again {
                 durable_at = durable_at.max(known.map_or(Lsn(0), |known| known.lsn.plus(1)));
-                answers.push(Replayed { flags: U16::new(REPLAYED_EARLIER), ..Replayed::new_zeroed() });
+                answers.push(of(Replayed { flags: U16::new(REPLAYED_EARLIER), ..Replayed::new_zeroed() }));
                 continue;
             }
-            answers.push(Replayed::new_zeroed());
+            answers.push(of(Replayed::new_zeroed()));
             places.push(index);
             binds.push(NewBind {
                 partition: target,
@@ -103,7 +104,9 @@ impl ShardServer {
             Err(_) => ErrorCode::Internal,
         };
         for place in places {
-            answers[place] = Replayed::failed(code, if code == ErrorCode::DiskFull { 1_000 } else { 0 });
+            let retry_after_ms = if code == ErrorCode::DiskFull { 1_000 } else { 0 };
+            answers[place].code = U16::new(code as u16);
+            answers[place].retry_after_ms = U32::new(retry_after_ms);
         }
         self.reply_queue(origin, QueueAnswer::Replayed(answers));
     }
@@ -119,5 +122,19 @@ impl ShardServer {
             Err(ErrorCode::Recovering) => Err(ErrorCode::Recovering),
             _ => Err(ErrorCode::NotADeadLetter), // where it came from, or who gave it up, is gone
         }
+    }
+}
+
+/// Says where a dead letter came from; of anything else nothing.
+fn with_origin(answer: Replayed, body: &BodyRef) -> Replayed {
+    let dead = body.bind.filter(|bind| bind.reason == BindReason::DeadLetter);
+    let Some((bind, (partition, offset))) = dead.and_then(|bind| Some((bind, bind.origin?))) else {
+        return answer;
+    };
+    Replayed {
+        origin_offset: U64::new(offset.0),
+        origin_partition: U32::new(partition.0),
+        attempts: U32::new(bind.detail),
+        ..answer
     }
 }

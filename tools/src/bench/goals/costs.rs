@@ -38,7 +38,7 @@ pub(super) fn syscalls(lab: &mut Lab<'_>) -> Result<Found, Skip> {
 }
 
 /// What the process has written to the disk since its start, in bytes.
-fn written(server: &Server) -> Result<f64, String> {
+pub(super) fn written(server: &Server) -> Result<f64, String> {
     let path = format!("/proc/{}/io", server.pid());
     let text = std::fs::read_to_string(&path).map_err(|e| format!("cannot read {path}: {e}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
@@ -69,7 +69,7 @@ pub(super) fn disk_bytes(lab: &mut Lab<'_>) -> Result<Found, Skip> {
 }
 
 /// Time that the process has used, in seconds.
-fn used(server: &Server) -> Result<f64, String> {
+pub(super) fn used(server: &Server) -> Result<f64, String> {
     let path = format!("/proc/{}/stat", server.pid());
     let text = std::fs::read_to_string(&path).map_err(|e| format!("cannot read {path}: {e}"))?;
     // Behind the name, which may have spaces and ends with the last bracket: state is the first field, utime the 12th.

@@ -38,6 +38,16 @@ pub(super) struct Sizes {
     pub(super) stored: u64,
     /// File of the floor.
     pub(super) floor_file: u64,
+    /// What a group works off beside producers.
+    pub(super) sale_backlog: u64,
+    /// Delayed messages that wait.
+    pub(super) pending: u64,
+    /// Half messages of open transactions.
+    pub(super) halves: u64,
+    /// Subscribers of a broadcast.
+    pub(super) cursors: u64,
+    pub(super) connections: u64,
+    pub(super) idle_partitions: u32,
     pub(super) warmup: Duration,
 }
 
@@ -51,6 +61,12 @@ impl Sizes {
         backlog: 4 << 30,
         stored: 10 << 30,
         floor_file: 256 << 20,
+        sale_backlog: 10 << 30,
+        pending: 1_000_000,
+        halves: 100_000,
+        cursors: 10_000,
+        connections: 2_000,
+        idle_partitions: 16_000,
         warmup: Duration::from_secs(1),
     };
     pub(super) const TINY: Self = Self {
@@ -62,6 +78,12 @@ impl Sizes {
         backlog: 48 << 20,
         stored: 64 << 20,
         floor_file: 8 << 20,
+        sale_backlog: 512 << 20,
+        pending: 2_000,
+        halves: 500,
+        cursors: 100,
+        connections: 50,
+        idle_partitions: 500,
         warmup: Duration::from_millis(50),
     };
 }
@@ -156,7 +178,25 @@ impl Lab<'_> {
     /// A bench of this binary against a server, on the load core.
     pub(super) fn load(&self, server: &Server, bench: &str, args: &[String]) -> Result<Load, String> {
         let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
-        let child = Command::new(program)
+        self.spawn(Command::new(program), server, bench, args)
+    }
+
+    /// As [`Lab::load`], behind whatever else is to run on that core.
+    pub(super) fn load_behind(&self, server: &Server, bench: &str, args: &[String]) -> Result<Load, String> {
+        let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "19"]).arg(program);
+        self.spawn(nice, server, bench, args)
+    }
+
+    fn spawn(
+        &self,
+        mut program: Command,
+        server: &Server,
+        bench: &str,
+        args: &[String],
+    ) -> Result<Load, String> {
+        let child = program
             .args(["bench", bench, "--json", "--server", server.address()])
             .arg(format!("--pin={}", self.load_cpu))
             .args(args)

@@ -2,9 +2,10 @@
 
 use super::lab::{Figure, Found, Lab, Server, Side, Skip, number};
 use super::punts::{Punts, Trace, workers};
-use super::{costs, readers};
+use super::{costs, crowd, late, readers, resident};
 use crate::bench::stats::{Goal, Interval, Verdict};
 use crate::bench::wire;
+use ringmq_protocol::Bounds;
 use serde::Serialize;
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,6 +34,15 @@ pub(super) enum Row {
     Idle,
     Start,
     Memory,
+    Transactions,
+    Delays,
+    PendingDelays,
+    OpenHalves,
+    BroadcastCursors,
+    IdleConnections,
+    IdlePartitions,
+    FlashSale,
+    Neighbour,
 }
 
 /// The server that holds what starts and memory are measured on.
@@ -43,7 +53,7 @@ pub(super) struct Stored {
 }
 
 impl Row {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::BatchedPublish,
         Self::OneInFlight,
         Self::ManyPartitions,
@@ -57,6 +67,15 @@ impl Row {
         Self::Idle,
         Self::Start,
         Self::Memory,
+        Self::Transactions,
+        Self::Delays,
+        Self::PendingDelays,
+        Self::OpenHalves,
+        Self::BroadcastCursors,
+        Self::IdleConnections,
+        Self::IdlePartitions,
+        Self::FlashSale,
+        Self::Neighbour,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -74,6 +93,15 @@ impl Row {
             Self::Idle => "idle",
             Self::Start => "start",
             Self::Memory => "memory",
+            Self::Transactions => "transactions",
+            Self::Delays => "delays",
+            Self::PendingDelays => "pending-delays",
+            Self::OpenHalves => "open-halves",
+            Self::BroadcastCursors => "broadcast-cursors",
+            Self::IdleConnections => "idle-connections",
+            Self::IdlePartitions => "idle-partitions",
+            Self::FlashSale => "flash-sale",
+            Self::Neighbour => "neighbour",
         }
     }
 
@@ -119,6 +147,28 @@ impl Row {
             Self::Memory => {
                 "resident: `server --dev` at its start at most 48 MiB; with 10 GiB stored at most its --memory"
             }
+            Self::Transactions => {
+                "a half message and its commit, 128 connections with one in flight each, 1 KiB: the server's time at most \
+                 2.5 × (and 2.2 ×) that of a plain publish; the body stored once"
+            }
+            Self::Delays => {
+                "a delayed message until it is visible, likewise: at most 1.5 × (and 1.3 ×); the body stored once; late by \
+                 at most 5 ms at p99"
+            }
+            Self::PendingDelays => {
+                "1,000,000 delayed messages that wait: at most 64 MiB resident, and how long starts take"
+            }
+            Self::OpenHalves => "100,000 half messages that nobody ends: resident, and how long starts take",
+            Self::BroadcastCursors => "10,000 subscribers of a broadcast: at most 40 bytes for each cursor",
+            Self::IdleConnections => "a connection that does nothing: at most 8 KiB",
+            Self::IdlePartitions => "a partition that nobody uses: at most 500 bytes",
+            Self::FlashSale => {
+                "producers over 128 connections at half of their maximum while a group works off a backlog of 10 GiB at 50 \
+                 MB/s: their p99 at most 1.3 × without a backlog"
+            }
+            Self::Neighbour => {
+                "a quiet topic beside a noisy one at half of its maximum, on the same shard: its p99 at most 1.5 × alone"
+            }
         }
     }
 
@@ -126,6 +176,7 @@ impl Row {
     pub(super) fn estimate(self, lab: &Lab<'_>) -> (Duration, Duration) {
         let side = lab.time + lab.sizes.warmup + Duration::from_millis(300);
         let filled = |bytes: u64| Duration::from_secs_f64(bytes as f64 / 500e6);
+        let made = |messages: u64| Duration::from_secs_f64(messages as f64 / 10e3);
         match self {
             Self::BatchedPublish | Self::OneInFlight | Self::ManyPartitions => (2 * side, side / 2),
             Self::TailConsume | Self::FanOut => (2 * side, side),
@@ -136,6 +187,15 @@ impl Row {
             Self::DiskBytes => (side, filled(lab.sizes.retained)),
             Self::Start => (side + Duration::from_secs(2), filled(lab.sizes.stored)),
             Self::Memory => (Duration::from_millis(300), Duration::ZERO),
+            Self::Transactions => (4 * side, filled(lab.sizes.retained)),
+            Self::Delays => (5 * side + Duration::from_secs(3), filled(lab.sizes.retained)),
+            Self::PendingDelays => (Duration::from_secs(3), made(lab.sizes.pending)),
+            Self::OpenHalves => (Duration::from_secs(2), made(lab.sizes.halves)),
+            Self::BroadcastCursors => (Duration::from_secs(1), made(10 * lab.sizes.cursors)),
+            Self::IdleConnections => (Duration::from_secs(2), filled(2 * lab.sizes.memory)),
+            Self::IdlePartitions => (Duration::ZERO, filled(2 * lab.sizes.memory)),
+            Self::FlashSale => (2 * side + Duration::from_secs(1), filled(lab.sizes.sale_backlog * 2)),
+            Self::Neighbour => (3 * side, filled(lab.sizes.retained)),
         }
     }
 
@@ -154,6 +214,15 @@ impl Row {
             Self::Punts => punts(lab),
             Self::Start => start(lab),
             Self::Memory => memory(lab),
+            Self::Transactions => late::transactions(lab),
+            Self::Delays => late::delays(lab),
+            Self::PendingDelays => late::pending_delays(lab),
+            Self::OpenHalves => late::open_halves(lab),
+            Self::BroadcastCursors => resident::cursors(lab),
+            Self::IdleConnections => resident::connections(lab),
+            Self::IdlePartitions => resident::partitions(lab),
+            Self::FlashSale => crowd::flash_sale(lab),
+            Self::Neighbour => crowd::neighbour(lab),
         }
     }
 }
@@ -298,9 +367,18 @@ fn cold_consumer(lab: &mut Lab<'_>) -> Result<Found, Skip> {
 
 /// First offset that is kept of the topic's only partition.
 pub(super) fn log_start(server: &Server) -> Result<u64, String> {
+    bounds(server).map(|bounds| bounds.log_start)
+}
+
+/// First offset of the topic's only partition that cannot be read yet.
+pub(super) fn log_end(server: &Server) -> Result<u64, String> {
+    bounds(server).map(|bounds| bounds.visible_end)
+}
+
+fn bounds(server: &Server) -> Result<Bounds, String> {
     let (mut conn, _) = wire::locate(&server.dialled(), "bench", None)?;
     let opened = conn.open("bench", &[0])?;
-    opened.first().map(|opened| opened.bounds.log_start).ok_or_else(|| "no partition was opened".to_owned())
+    opened.first().map(|opened| opened.bounds).ok_or_else(|| "no partition was opened".to_owned())
 }
 
 fn punts(lab: &mut Lab<'_>) -> Result<Found, Skip> {

@@ -22,7 +22,7 @@ use super::stamp::{STAMP_SIZE, Stamp, random, wall_ns};
 use ledger::{Fate, LateVerdict, Ledger};
 use ringmq_client::{
     CheckedTransaction, Client, ClientConfig, Consumer, ConsumerConfig, Producer, ProducerConfig, RecordBuf,
-    Resolution, Start, TransactionConfig, TransactionalProducer,
+    Resolution, Start, Transaction, TransactionConfig, TransactionalProducer,
 };
 use serde::Serialize;
 use std::cell::RefCell;
@@ -35,6 +35,8 @@ use tokio::task::LocalSet;
 
 /// Messages under way in an open loop, unless said otherwise.
 const OPEN_LOOP_IN_FLIGHT: usize = 1024;
+/// First check of a transaction that is left open on purpose.
+const LEFT_OPEN: Duration = Duration::from_secs(3_600);
 /// How long what is due may take to arrive once everything else is over.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,7 @@ Examples:
   ringmq bench transactions --in-flight 128 --verify
   ringmq bench transactions --in-flight 128 --plain          the same records without transactions
   ringmq bench transactions --halves 4 --rate 500 --rollback 10
+  ringmq bench transactions --open 100000 --in-flight 256    left open, to see what those cost
 
 A message counts when its commit was answered.";
 
@@ -100,6 +103,9 @@ pub(super) struct TransactionArgs {
     /// Of a hundred transactions so many are rolled back.
     #[arg(long, value_name = "PERCENT", default_value_t = 0)]
     rollback: u32,
+    /// Begin so many transactions and leave all of them open, instead of a duration, with no warm-up.
+    #[arg(long, value_name = "N")]
+    open: Option<u64>,
 }
 
 /// Publish what becomes visible later, and measure how exactly it does.
@@ -114,6 +120,9 @@ pub(super) struct DelayArgs {
     /// Stop after so many records instead of a duration, with no warm-up: to fill a server with pending ones.
     #[arg(long, value_name = "N")]
     pending: Option<u64>,
+    /// Read nothing: what is measured of the server is publishing and becoming visible alone. It ends when all is due.
+    #[arg(long)]
+    unread: bool,
 }
 
 /// As other durations, and hours.
@@ -158,6 +167,9 @@ impl TransactionArgs {
         if self.rollback > 100 || self.plain_with_rollback() {
             return Err("--rollback is 0 to 100 per cent, and 0 with --plain".to_owned());
         }
+        if self.open.is_some() && (self.late.plain || self.late.verify || self.rollback > 0) {
+            return Err("--open ends nothing: not with --plain, --verify or --rollback".to_owned());
+        }
         self.late.check()
     }
 
@@ -172,6 +184,9 @@ impl DelayArgs {
         if self.pending.is_some() && self.late.verify {
             return Err("--verify waits for everything, which --pending is not meant for".to_owned());
         }
+        if self.unread && self.late.verify {
+            return Err("--verify reads everything, --unread nothing".to_owned());
+        }
         self.late.check()
     }
 }
@@ -179,23 +194,37 @@ impl DelayArgs {
 /// What is done with each message.
 #[derive(Clone, Copy, Debug)]
 enum Work {
-    Plain { records: u32 },
-    Transaction { halves: u32, rollback: u32 },
-    Delay { after: Duration },
+    Plain {
+        records: u32,
+    },
+    Transaction {
+        halves: u32,
+        rollback: u32,
+    },
+    /// Transactions that nobody ends.
+    Open {
+        halves: u32,
+    },
+    Delay {
+        after: Duration,
+        read: bool,
+    },
 }
 
 pub(super) fn run_transactions(args: &TransactionArgs, json: bool) -> Result<(), String> {
-    let work = match args.late.plain {
-        true => Work::Plain { records: args.halves },
-        false => Work::Transaction { halves: args.halves, rollback: args.rollback },
+    let (halves, rollback) = (args.halves, args.rollback);
+    let work = match (args.late.plain, args.open) {
+        (true, _) => Work::Plain { records: halves },
+        (false, Some(_)) => Work::Open { halves },
+        (false, None) => Work::Transaction { halves, rollback },
     };
-    run("transactions", &args.late, work, None, json)
+    run("transactions", &args.late, work, args.open, json)
 }
 
 pub(super) fn run_delays(args: &DelayArgs, json: bool) -> Result<(), String> {
     let work = match args.late.plain {
         true => Work::Plain { records: 1 },
-        false => Work::Delay { after: args.delay },
+        false => Work::Delay { after: args.delay, read: !args.unread },
     };
     run("delays", &args.late, work, args.pending, json)
 }
@@ -261,6 +290,13 @@ struct Lane {
     transactional: Option<TransactionalProducer>,
 }
 
+impl Lane {
+    fn begin(&self) -> Result<Transaction, String> {
+        let producer = self.transactional.as_ref().ok_or("no transactional producer")?;
+        Ok(producer.begin())
+    }
+}
+
 fn load(args: &LateArgs, work: Work, stop_after: Option<u64>, show: bool) -> Result<Outcome, String> {
     let progress = Progress::new(show, stop_after.unwrap_or(0), args.warmup + args.duration);
     std::thread::scope(|scope| {
@@ -300,9 +336,11 @@ async fn drive(
         let alone = || ProducerConfig { batch_records: 1, ..ProducerConfig::default() };
         let producer = client.producer(topic, alone()).await.map_err(|e| e.to_string())?;
         let mut transactional = None;
-        if matches!(work, Work::Transaction { .. }) {
-            let config = TransactionConfig { producer: alone(), ..TransactionConfig::default() };
-            // Nothing is left open but by a crash, and then nobody knows.
+        if matches!(work, Work::Transaction { .. } | Work::Open { .. }) {
+            // What is left open on purpose is not to be asked about while the others are made.
+            let check_after = matches!(work, Work::Open { .. }).then_some(LEFT_OPEN);
+            let config = TransactionConfig { producer: alone(), check_after, ..TransactionConfig::default() };
+            // Else nothing is left open but by a crash, and then nobody knows.
             let checker = |_: CheckedTransaction| std::future::ready(Resolution::Unknown);
             let group = format!("bench-{number}");
             let made = client.transactional_producer(&group, config, checker).await;
@@ -310,7 +348,7 @@ async fn drive(
         }
         lanes.push(Lane { producer, transactional });
     }
-    let reads = args.verify || matches!(work, Work::Delay { .. }) && stop_after.is_none();
+    let reads = args.verify || matches!(work, Work::Delay { read: true, .. }) && stop_after.is_none();
     let mut consumer = None;
     if reads {
         let config = ConsumerConfig { start: Start::Latest, ..ConsumerConfig::default() };
@@ -388,7 +426,7 @@ async fn drive(
     }
     let mut verdict = None;
     if let Some(reading) = reading {
-        let after = if let Work::Delay { after } = work { after } else { Duration::ZERO };
+        let after = if let Work::Delay { after, .. } = work { after } else { Duration::ZERO };
         let give_up_at = Instant::now() + after + ARRIVAL;
         while !shared.ledger.borrow().all_found() && Instant::now() < give_up_at {
             if reading.is_finished() {
@@ -403,6 +441,11 @@ async fn drive(
             return Err(why);
         }
         verdict = args.verify.then(|| shared.ledger.borrow().verdict());
+    } else if let Work::Delay { after, read: false } = work
+        && stop_after.is_none()
+    {
+        // The last of it becomes visible before anybody looks at what the server has done.
+        tokio::time::sleep(after + Duration::from_millis(200)).await;
     }
     let info = first.server();
     let tally = shared.tally.replace(Tally {
@@ -461,7 +504,8 @@ impl Shared {
         let result = match self.work {
             Work::Plain { records } => self.plain(lane, number, records).await,
             Work::Transaction { halves, rollback } => self.transaction(lane, number, halves, rollback).await,
-            Work::Delay { after } => self.delayed(lane, number, after).await,
+            Work::Open { halves } => self.left_open(lane, number, halves).await,
+            Work::Delay { after, .. } => self.delayed(lane, number, after).await,
         };
         let now = Instant::now();
         let mut tally = self.tally.borrow_mut();
@@ -512,8 +556,7 @@ impl Shared {
         halves: u32,
         rollback: u32,
     ) -> Result<(u64, bool), String> {
-        let Some(producer) = &lane.transactional else { return Err("no transactional producer".to_owned()) };
-        let transaction = producer.begin();
+        let transaction = lane.begin()?;
         let mut numbers = Vec::with_capacity(halves as usize);
         for half in 0..halves {
             let partition = self.partition(number * u64::from(halves) + u64::from(half));
@@ -539,6 +582,19 @@ impl Shared {
         Ok((if rolled_back { 0 } else { u64::from(halves) }, rolled_back))
     }
 
+    async fn left_open(&self, lane: &Lane, number: u64, halves: u32) -> Result<(u64, bool), String> {
+        let transaction = lane.begin()?;
+        for half in 0..halves {
+            let partition = self.partition(number * u64::from(halves) + u64::from(half));
+            let id = self.ledger.borrow_mut().sent();
+            let record = self.record(partition, id, 0);
+            let sent = transaction.send(&self.args.target.topic, record, Some(partition)).await;
+            sent.map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())?;
+        }
+        transaction.leave();
+        Ok((u64::from(halves), false))
+    }
+
     async fn delayed(&self, lane: &Lane, number: u64, after: Duration) -> Result<(u64, bool), String> {
         let partition = self.partition(number);
         let id = self.ledger.borrow_mut().sent();
@@ -554,7 +610,7 @@ impl Shared {
 /// Reads until it is stopped; answers only when it cannot go on, and why.
 async fn read(mut consumer: Consumer, shared: Rc<Shared>, count_from_ns: u64) -> String {
     let delay_ns = match shared.work {
-        Work::Delay { after } => after.as_nanos() as u64,
+        Work::Delay { after, .. } => after.as_nanos() as u64,
         _ => 0,
     };
     loop {
@@ -621,8 +677,8 @@ fn report(
     let (mut halves, mut delay_ms) = (None, None);
     match work {
         Work::Plain { records } => halves = (bench == "transactions").then_some(records),
-        Work::Transaction { halves: n, .. } => halves = Some(n),
-        Work::Delay { after } => delay_ms = Some(after.as_millis() as u64),
+        Work::Transaction { halves: n, .. } | Work::Open { halves: n } => halves = Some(n),
+        Work::Delay { after, .. } => delay_ms = Some(after.as_millis() as u64),
     }
     Report {
         bench,

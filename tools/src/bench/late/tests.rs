@@ -63,12 +63,25 @@ fn delayed_records_come_when_they_are_due() {
     let line = "--verify --delay 60ms --rate 200 --record-size 100";
     let args: DelayArgs = args(&server, line);
     args.check().unwrap();
-    let outcome = load(&args.late, Work::Delay { after: args.delay }, None, false).unwrap();
+    let outcome = load(&args.late, Work::Delay { after: args.delay, read: true }, None, false).unwrap();
     let verdict = outcome.verdict.unwrap();
     assert!(verdict.holds() && verdict.acknowledged > 0, "{verdict:?}");
     assert!(outcome.late.quantiles().count > 0);
-    let outcome = load(&args.late, Work::Delay { after: args.delay }, Some(17), false).unwrap();
+    let outcome = load(&args.late, Work::Delay { after: args.delay, read: true }, Some(17), false).unwrap();
     assert_eq!(outcome.records, 17);
+}
+
+#[test]
+fn what_is_left_open_is_counted_and_what_nobody_reads_is_waited_for() {
+    let server = server();
+    let open: TransactionArgs = args(&server, "--open 5 --halves 2 --in-flight 3");
+    open.check().unwrap();
+    let outcome = load(&open.late, Work::Open { halves: 2 }, open.open, false).unwrap();
+    assert_eq!((outcome.requests, outcome.records, outcome.failed.len()), (5, 10, 0));
+    let unread: DelayArgs = args(&server, "--unread --delay 60ms --rate 200 --record-size 100");
+    unread.check().unwrap();
+    let outcome = load(&unread.late, Work::Delay { after: unread.delay, read: false }, None, false).unwrap();
+    assert!(outcome.records > 0 && outcome.late.quantiles().count == 0);
 }
 
 #[test]
@@ -77,11 +90,13 @@ fn wrong_use_is_refused_with_a_reason() {
         ("--halves 0", "--halves"),
         ("--rollback 10 --plain", "--rollback"),
         ("--record-size 10", "40"),
+        ("--open 5 --plain", "--open"),
         ("--in-flight 0", "--in-flight"),
     ] {
         let why = args::<TransactionArgs>("nowhere", line).check().unwrap_err();
         assert!(why.contains(part), "{line}: {why}");
     }
     assert!(args::<DelayArgs>("nowhere", "--pending 5 --verify").check().is_err());
+    assert!(args::<DelayArgs>("nowhere", "--unread --verify").check().is_err());
     assert_eq!(parse_delay("2h"), Ok(Duration::from_secs(7200)));
 }

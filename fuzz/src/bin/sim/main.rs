@@ -128,8 +128,9 @@ impl Total {
         }
     }
 
-    fn hours(&self) -> f64 {
-        self.simulated_us as f64 / 3.6e9
+    fn simulated(&self) -> String {
+        let minutes = self.simulated_us as f64 / 6e7;
+        if minutes < 120.0 { format!("{minutes:.1} minutes") } else { format!("{:.1} hours", minutes / 60.0) }
     }
 
     fn faults(&self) -> String {
@@ -154,8 +155,8 @@ fn judge(arguments: &Arguments, seed: u64, total: &mut Total) -> Result<bool, St
     let outcome = run(plan.clone());
     total.add(&plan, &outcome);
     if arguments.trace {
-        let (hash, hours) = (outcome.hash, outcome.passed_us as f64 / 1e6);
-        println!("{plan:?}\n{:?}\ntrace {hash:016x}, {hours:.1} s of virtual time", outcome.counts);
+        let (hash, seconds) = (outcome.hash, outcome.passed_us as f64 / 1e6);
+        println!("{plan:?}\n{:?}\ntrace {hash:016x}, {seconds:.1} s of simulated time", outcome.counts);
     }
     if outcome.found.is_none() && arguments.twice {
         let again = run(plan.clone());
@@ -213,7 +214,7 @@ fn record(arguments: &Arguments, total: &Total, wall: Duration) -> Result<(), St
         count: total.seeds,
         what,
         notes: &[
-            format!("{:.1} hours of simulated time", total.hours()),
+            format!("{} of simulated time", total.simulated()),
             format!("faults: {}", total.faults()),
             format!("violations: {}", total.violations),
         ],
@@ -248,10 +249,10 @@ fn main() -> ExitCode {
     let wall = begun.elapsed();
     let twice = if arguments.twice { ", each twice" } else { "" };
     println!(
-        "{} seeds{twice} in {:.1} s, {:.1} simulated hours: {:?}\nfaults: {}\nviolations: {}",
+        "{} seeds{twice} in {:.1} s, {} of simulated time: {:?}\nfaults: {}\nviolations: {}",
         total.seeds,
         wall.as_secs_f64(),
-        total.hours(),
+        total.simulated(),
         total.counts,
         total.faults(),
         total.violations

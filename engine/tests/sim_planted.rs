@@ -44,7 +44,10 @@ fn find(bug: Bug, seeds: u64, tune: fn(&mut Plan)) {
 
 /// What `find` prints, of a bug that is found by a case made for it.
 fn say(bug: Bug, check: &str, begun: std::time::Instant) {
-    println!("{bug:?}: found by \"{check}\" after 1 seeds, 1 crashes, {:.2} s", begun.elapsed().as_secs_f64());
+    println!(
+        "{bug:?}: found by \"{check}\" after 1 seeds, 1 crashes, {:.2} s",
+        begun.elapsed().as_secs_f64()
+    );
 }
 
 fn as_drawn(_: &mut Plan) {}

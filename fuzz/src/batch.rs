@@ -160,13 +160,16 @@ fn put_varint(out: &mut Vec<u8>, mut number: u32) {
 
 /// An LZ4 block that becomes `len` zeros, by one match that copies itself; 255 times smaller at most.
 fn lz4_bomb(len: u32) -> Vec<u8> {
-    // The last five bytes of a block are literals.
-    if len < 16 {
-        return [&[(len as u8) << 4][..], &vec![0; len as usize]].concat();
+    let literals = vec![0; len as usize % 32];
+    if len < 15 {
+        return [&[(len as u8) << 4][..], &literals].concat();
     }
-    let mut copied = len - 6;
+    if len < 32 {
+        return [&[0xf0, len as u8 - 15][..], &literals].concat();
+    }
+    // A literal, a match of at least four bytes and 15 more, and the five literals that a block ends with.
+    let mut copied = len - 1 - 19 - 5;
     let mut block = vec![0x1f, 0, 1, 0];
-    copied -= 4 + 15;
     while copied >= 255 && block.len() < FRAME_SIZE_MAX / 2 {
         block.push(255);
         copied -= 255;

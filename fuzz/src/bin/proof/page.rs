@@ -175,7 +175,8 @@ fn pages() -> Result<[(&'static str, String); 2], String> {
     let mut page = String::from(
         "# Proof\n\nMade by `proof page` from `LEDGER.json`; not to be edited. Each row is run by \
          `cargo run --release --manifest-path fuzz/Cargo.toml --bin proof -- ROW --record`, from any case on with \
-         `--from`, and everything in it was clean: a finding ends a run and is not recorded. What counts is the \
+         `--from`, and everything in it was clean: a finding ends a run and is not recorded, but for `sim`, which names the seeds that \
+         failed. What counts is the \
          commit that a row names: frames of groups, transactions and delays came after 3fb0772547, and rows of commits \
          before them say nothing of those.\n\n\
          | row | what | done | covered | time | commits |\n|---|---|---|---|---|---|\n",

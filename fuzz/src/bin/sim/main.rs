@@ -111,7 +111,8 @@ impl Arguments {
 #[derive(Default)]
 struct Total {
     seeds: u64,
-    violations: u64,
+    /// Seeds that failed.
+    violations: Vec<u64>,
     counts: Counts,
     simulated_us: u64,
     faults: BTreeMap<&'static str, u64>,
@@ -131,6 +132,10 @@ impl Total {
     fn simulated(&self) -> String {
         let minutes = self.simulated_us as f64 / 6e7;
         if minutes < 120.0 { format!("{minutes:.1} minutes") } else { format!("{:.1} hours", minutes / 60.0) }
+    }
+
+    fn violations(&self) -> String {
+        if self.violations.is_empty() { "none".to_owned() } else { format!("seeds {:?}", self.violations) }
     }
 
     fn faults(&self) -> String {
@@ -216,7 +221,7 @@ fn record(arguments: &Arguments, total: &Total, wall: Duration) -> Result<(), St
         notes: &[
             format!("{} of simulated time", total.simulated()),
             format!("faults: {}", total.faults()),
-            format!("violations: {}", total.violations),
+            format!("violations: {}", total.violations()),
         ],
     };
     Ledger::read()?.add(&row, wall)
@@ -236,13 +241,13 @@ fn main() -> ExitCode {
     for seed in arguments.seeds.iter().copied().chain(drawn) {
         match judge(&arguments, seed, &mut total) {
             Ok(true) => {}
-            Ok(false) => total.violations += 1,
+            Ok(false) => total.violations.push(seed),
             Err(words) => {
                 eprintln!("{words}");
                 return ExitCode::from(2);
             }
         }
-        if total.violations > 0 && !arguments.keep_going {
+        if !total.violations.is_empty() && !arguments.keep_going {
             break;
         }
     }
@@ -255,7 +260,7 @@ fn main() -> ExitCode {
         total.simulated(),
         total.counts,
         total.faults(),
-        total.violations
+        total.violations()
     );
     if arguments.record
         && let Err(error) = record(&arguments, &total, wall)
@@ -263,5 +268,5 @@ fn main() -> ExitCode {
         eprintln!("the ledger: {error}");
         return ExitCode::FAILURE;
     }
-    if total.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if total.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

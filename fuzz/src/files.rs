@@ -141,7 +141,7 @@ fn named(corruption: &Corruption) {
     assert!(!corruption.to_string().is_empty());
 }
 
-fn checkpoint_file(bytes: &mut Vec<u8>, repair: Repair) {
+fn checkpoint_file(bytes: &mut [u8], repair: Repair) {
     repair_checkpoint(bytes, repair, SEQUENCE);
     let Ok(facts) = CheckpointFacts::parse(bytes, SHARD, SEQUENCE) else { return };
     assert_eq!(facts.encode(), &bytes[..BLOCK_SIZE]);

@@ -86,7 +86,7 @@ fn judge(world: &World, files: &Files, sealed: bool) {
             // Of a body that was bound later the header may say where it was; its records are the same.
             let is_same = |known: &&Vec<u8>| known[FRAME_HEADER_SIZE..] == bytes[FRAME_HEADER_SIZE..];
             assert!(
-                sealed || known.get(&offset).is_some_and(|known| is_same(known)),
+                sealed || known.get(&offset).is_some_and(is_same),
                 "partition {id} serves at {offset} what was never acknowledged there"
             );
         }

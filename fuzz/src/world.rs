@@ -106,7 +106,7 @@ impl Node {
     }
 
     /// Everything that a partition delivers: offset and bytes. Damage is stepped over.
-    pub(crate) fn read(&mut self, id: PartitionId) -> Vec<(u64, Vec<u8>)> {
+    pub(crate) fn read(&mut self, id: PartitionId) -> Records {
         let mut found = Vec::new();
         let mut next = self.shard.extent(id).map_or(Offset(0), |extent| extent.start);
         for _ in 0..10_000 {
@@ -228,11 +228,14 @@ fn frame(number: usize, size: usize, producer: ProducerStamp) -> Vec<u8> {
     builder.finish(producer, Codec::None, &mut |_| None)
 }
 
+/// Frames of a partition: offset and bytes.
+pub(crate) type Records = Vec<(u64, Vec<u8>)>;
+
 /// What a store was left with.
 pub(crate) struct Store {
     pub(crate) image: DiskImage,
     /// What was acknowledged, by partition.
-    pub(crate) records: Vec<(PartitionId, Vec<(u64, Vec<u8>)>)>,
+    pub(crate) records: Vec<(PartitionId, Records)>,
 }
 
 /// A shard with a topic. `full`: several segments with sidecars, and stopped cleanly, so with a checkpoint of everything;

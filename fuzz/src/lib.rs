@@ -7,8 +7,17 @@
 //! Each body asserts more than "no panic": what parses must encode to the same bytes or read back as the same
 //! values.
 
+pub mod batch;
+pub mod client;
+pub mod files;
+mod input;
+pub mod memory;
+pub mod open;
 pub mod seeds;
+pub mod session;
+pub mod text;
 pub mod tools;
+mod world;
 
 use ringmq_engine::planted::Planted;
 use ringmq_engine::recovery::decide::Finding;

@@ -21,7 +21,7 @@ pub struct Seed {
     pub target: &'static str,
     /// Name of the file.
     pub name: String,
-    /// Its bytes, [`crate::Repair`] in front.
+    /// Its bytes, as the target says.
     pub bytes: Vec<u8>,
 }
 
@@ -56,6 +56,18 @@ pub fn all() -> Vec<Seed> {
     }
     for (name, bytes) in crate::tools::seeds(&groups.iter().map(|group| &group[2..]).collect::<Vec<_>>()) {
         seeds.push(Seed { target: "segment_tools", name, bytes });
+    }
+    let (frames, requests, responses) = (frames(), requests(), responses());
+    let others = [
+        crate::text::seeds(),
+        crate::batch::seeds(&frames),
+        crate::files::seeds(),
+        crate::open::seeds(),
+        crate::session::seeds(&requests),
+        crate::client::seeds(&responses),
+    ];
+    for (target, name, bytes) in others.into_iter().flatten() {
+        seeds.push(Seed { target, name, bytes });
     }
     let mut add = |target, name: &str, repair: u8, bytes: &[u8]| {
         let bytes = [&[repair], bytes].concat();

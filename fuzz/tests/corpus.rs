@@ -3,50 +3,56 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+mod replay;
 
-fn folder(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target)
-}
+use replay::{folder, replay};
 
-fn replay(target: &str, body: fn(&[u8])) {
-    let mut inputs = 0;
-    for file in std::fs::read_dir(folder(target)).unwrap() {
-        let path = file.unwrap().path();
-        let bytes = std::fs::read(&path).unwrap();
-        if std::panic::catch_unwind(|| body(&bytes)).is_err() {
-            panic!("{} fails", path.display());
-        }
-        // Nearly the same: each byte changed in turn, and each front.
-        for at in 0..bytes.len() {
-            let mut bad = bytes.clone();
-            bad[at] ^= 0x81;
-            body(&bad);
-            body(&bytes[..at]);
-        }
-        inputs += 1;
-    }
-    assert!(inputs >= 10, "{inputs} inputs for {target}");
-}
+/// Changes of an input of which every how-manieth is tried, where a try runs a whole shard or server.
+const SPARSE: usize = 61;
 
 #[test]
 fn protocol_decode() {
-    replay("protocol_decode", ringmq_fuzz::protocol_decode);
+    replay("protocol_decode", 1, ringmq_fuzz::protocol_decode);
 }
 
 #[test]
 fn frame_parse() {
-    replay("frame_parse", ringmq_fuzz::frame_parse);
+    replay("frame_parse", 1, ringmq_fuzz::frame_parse);
 }
 
 #[test]
 fn segment_scan() {
-    replay("segment_scan", ringmq_fuzz::segment_scan);
+    replay("segment_scan", 1, ringmq_fuzz::segment_scan);
 }
 
 #[test]
 fn segment_tools() {
-    replay("segment_tools", ringmq_fuzz::tools::segment_tools);
+    replay("segment_tools", 1, ringmq_fuzz::tools::segment_tools);
+}
+
+#[test]
+fn checkpoint_sidecar() {
+    replay("checkpoint_sidecar", 1, ringmq_fuzz::files::checkpoint_sidecar);
+}
+
+#[test]
+fn superblock_identity() {
+    replay("superblock_identity", 1, ringmq_fuzz::files::superblock_identity);
+}
+
+#[test]
+fn shard_open() {
+    replay("shard_open", SPARSE, ringmq_fuzz::open::shard_open);
+}
+
+#[test]
+fn server_session() {
+    replay("server_session", SPARSE, ringmq_fuzz::session::server_session);
+}
+
+#[test]
+fn client_session() {
+    replay("client_session", 1, ringmq_fuzz::client::client_session);
 }
 
 #[test]

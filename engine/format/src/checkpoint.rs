@@ -21,6 +21,8 @@ const WHAT: &str = "checkpoint";
 pub const CHECKPOINT_MAGIC: u64 = u64::from_le_bytes(*b"RINGCKPT");
 /// `CHNK`
 pub const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"CHNK");
+/// Largest offset that is believed: nobody has counted further.
+const OFFSET_MAX: u64 = u64::MAX / 2;
 /// Bytes in front of a chunk's items.
 pub const CHUNK_HEADER_SIZE: usize = 64;
 
@@ -400,6 +402,10 @@ impl PartitionItem {
         if producers.iter().any(|producer| usize::from(producer.filled.get()) > PRODUCER_WINDOW) {
             return Err(short(bytes));
         }
+        let (start, next) = (header.start_offset.get(), header.next_offset.get());
+        if start > next || next > OFFSET_MAX {
+            return Err(Corruption::new(WHAT, "partition next_offset", Damage::Field, start, next));
+        }
         let item = Self {
             partition: PartitionId(header.partition.get()),
             start_offset: Offset(header.start_offset.get()),
@@ -614,7 +620,14 @@ mod tests {
         let mut rest = &bytes[..];
         assert_eq!(Chunk::take(&mut rest, 7, 0), Ok(chunk));
         assert!(rest.is_empty());
-        assert_eq!(PartitionItem::take(&mut &payload[..]), Ok(item));
+        assert_eq!(PartitionItem::take(&mut &payload[..]), Ok(item.clone()));
+        for (start, next) in [(9, 8), (1, u64::MAX)] {
+            let item =
+                PartitionItem { start_offset: Offset(start), next_offset: Offset(next), ..item.clone() };
+            let mut payload = Vec::new();
+            item.encode(&mut payload);
+            assert!(PartitionItem::take(&mut &payload[..]).is_err(), "{start} to {next}");
+        }
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -368,6 +368,10 @@ impl<'a> Payload<'a> {
         let mut count = 0u64;
         for block in self.blocks {
             let mut block_raw = 0u64;
+            // Nobody makes one, and decompressing nothing costs a reader as much as a small block.
+            if block.records.get() == 0 {
+                return Err(Corruption::new(WHAT, "block records", Damage::Field, 1, 0));
+            }
             for _ in 0..block.records.get() {
                 let entry = take_entry(&mut table, self.base_time).ok_or_else(|| {
                     Corruption::new(WHAT, "table", Damage::Field, count, table.len() as u64)

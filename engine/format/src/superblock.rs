@@ -19,6 +19,11 @@ pub const COPIES: usize = 4;
 /// Bytes of the file.
 pub const SUPERBLOCK_FILE_SIZE: usize = COPIES * BLOCK_SIZE;
 
+/// Largest number of a copy that is believed: half of what fits.
+const COUNT_MAX: u64 = u64::MAX / 2;
+/// ... and largest epoch.
+const EPOCH_MAX: u32 = u32::MAX / 2;
+
 /// How a group becomes durable. Chosen when the directory is made, by measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -241,6 +246,31 @@ impl Superblock {
         if copy.checkpoint_file > 2 {
             return Err(field("checkpoint_file", 2, u64::from(copy.checkpoint_file)));
         }
+        // Numbers that are counted on from here. None of them gets that far by counting.
+        for (name, number) in [
+            ("sequence", copy.sequence.get()),
+            ("durable_lsn", copy.durable_lsn.get()),
+            ("log_start", copy.log_start.get()),
+            ("log_start_seq", copy.log_start_seq.get()),
+            ("checkpoint_sequence", copy.checkpoint_sequence.get()),
+            ("active_seq", copy.active_seq.get()),
+            ("active_base", copy.active_base.get()),
+        ] {
+            if number > COUNT_MAX {
+                return Err(field(name, COUNT_MAX, number));
+            }
+        }
+        if copy.epoch.get() > EPOCH_MAX {
+            return Err(field("epoch", u64::from(EPOCH_MAX), u64::from(copy.epoch.get())));
+        }
+        if copy.checkpoint_file != 0 && copy.checkpoint_sequence.get() == 0 {
+            return Err(field("checkpoint_sequence", 1, 0));
+        }
+        if let Some(bad) =
+            copy.quarantine[..quarantined].iter().find(|range| range.start.get() >= range.end.get())
+        {
+            return Err(field("quarantine", bad.end.get(), bad.start.get()));
+        }
         let quarantine = copy.quarantine[..quarantined]
             .iter()
             .map(|entry| (Lsn(entry.start.get()), Lsn(entry.end.get()), entry.chain.get()))
@@ -315,6 +345,21 @@ mod tests {
         assert_eq!(state.spare_half(&bytes), 1);
         // The first half was written over before that, and torn.
         assert_eq!(state.spare_half(&[&old[..half], &new[half..]].concat()), 0);
+    }
+
+    #[test]
+    fn numbers_that_nobody_has_counted_to_are_refused() {
+        let refused = |change: &dyn Fn(&mut Superblock)| {
+            let mut state = sample(8);
+            change(&mut state);
+            let found = Superblock::parse(&state.encode(), 77, ShardId(1));
+            assert_eq!(found.map_err(|corruption| corruption.damage), Err(Damage::Field), "{state:?}");
+        };
+        refused(&|state| state.checkpoint = Some((1, 0)));
+        refused(&|state| state.sequence = u64::MAX);
+        refused(&|state| state.epoch = Epoch(u32::MAX));
+        refused(&|state| state.durable_lsn = Lsn(u64::MAX));
+        refused(&|state| state.quarantine = vec![(Lsn(2), Lsn(2), 0)]);
     }
 
     #[test]

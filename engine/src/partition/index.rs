@@ -34,6 +34,11 @@ pub struct FrameIndex {
 }
 
 impl FrameIndex {
+    /// Whether a frame at this LSN may be entered next (X1).
+    pub(super) fn takes(&self, lsn: Lsn) -> bool {
+        self.last < lsn
+    }
+
     /// Enters a frame behind the one with the number `before` of the same partition, 0 for none. Answers its number.
     pub(super) fn push(&mut self, frame: FrameRef, before: u64) -> u64 {
         assert!(self.last < frame.lsn, "{} is not behind {}", frame.lsn, self.last); // X1

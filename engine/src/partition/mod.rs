@@ -185,6 +185,13 @@ impl Partition {
         self.push_index(index, FrameRef::new(header, lsn));
     }
 
+    /// Whether a frame may be entered behind what is: what a checkpoint or a log says against it contradicts itself.
+    pub fn continues(&self, index: &FrameIndex, frame: &FrameRef) -> bool {
+        let in_order = self.newest == 0 || self.indexed_end <= frame.first_offset;
+        let ends = frame.first_offset.0.checked_add(u64::from(frame.count)).is_some();
+        in_order && ends && index.takes(frame.lsn)
+    }
+
     /// Enters a frame whose effect is known already (from a checkpoint) but whose place is not.
     pub fn push_index(&mut self, index: &mut FrameIndex, frame: FrameRef) {
         if self.newest != 0 {
@@ -310,6 +317,21 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_no_order_is_not_taken_for_an_index() {
+        let (mut index, mut partition) = (FrameIndex::default(), Partition::new(PartitionId(1)));
+        let frame = |offset: u64, lsn: u64| {
+            let (first_offset, lsn) = (Offset(offset), Lsn(lsn));
+            FrameRef { first_offset, lsn, timestamp: 0, len: 64, count: 2 }
+        };
+        assert!(partition.continues(&index, &frame(4, 8192)));
+        partition.push_index(&mut index, frame(4, 8192));
+        assert!(partition.continues(&index, &frame(6, 8256)));
+        for bad in [frame(5, 8256), frame(6, 8192), frame(6, 64), frame(u64::MAX - 1, 8256)] {
+            assert!(!partition.continues(&index, &bad), "{bad:?}");
+        }
+    }
 
     #[test]
     fn frames_of_many_partitions_are_found_until_they_are_forgotten() {

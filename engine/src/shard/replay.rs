@@ -117,7 +117,10 @@ impl<'a> Replay<'a> {
         // No offset is given twice: what may have been lost at the end is left out, and answers `Damaged`.
         for (partition, lost) in self.partitions.iter_mut().zip(&self.lost) {
             if let Some(partition) = partition {
-                partition.skip_to(partition.next().plus(*lost));
+                let next = partition.next().0.checked_add(*lost);
+                let next =
+                    next.ok_or_else(|| Corruption::new("superblock", "quarantine", Damage::Field, 0, *lost))?;
+                partition.skip_to(Offset(next));
             }
         }
         let Self { partitions, frames, catalogue, late, groups, cursors, .. } = self;
@@ -178,7 +181,11 @@ impl Replay<'_> {
         match reflected {
             Reflected::Deleted => return Ok(()),
             Reflected::Until(stamp) if lsn < stamp => {
-                partition.push_index(&mut self.frames, FrameRef::new(header, lsn));
+                let frame = FrameRef::new(header, lsn);
+                if !partition.continues(&self.frames, &frame) {
+                    return Err(out_of_order("log", &frame));
+                }
+                partition.push_index(&mut self.frames, frame);
                 return Ok(());
             }
             Reflected::Until(_) | Reflected::Nothing => {}
@@ -190,6 +197,10 @@ impl Replay<'_> {
         }
         if header.base_offset() != partition.next() {
             return Err(contradiction("base_offset", partition.next(), header.base_offset()));
+        }
+        let frame = FrameRef::new(header, lsn);
+        if !partition.continues(&self.frames, &frame) {
+            return Err(out_of_order("log", &frame));
         }
         partition.push(&mut self.frames, header, lsn);
         take_sequence(partition, header);
@@ -233,6 +244,11 @@ fn contradiction(field: &'static str, expected: Offset, found: Offset) -> Corrup
     Corruption::new("log", field, Damage::Field, expected.0, found.0)
 }
 
+/// A frame that cannot stand behind those before it.
+fn out_of_order(what: &'static str, frame: &FrameRef) -> Corruption {
+    Corruption::new(what, "first_offset", Damage::Field, frame.lsn.0, frame.first_offset.0)
+}
+
 impl Visitor for Replay<'_> {
     fn chunk(&mut self, chunk: &Chunk<'_>, scan: SegmentSeq, scan_base: Lsn) -> Result<(), Corruption> {
         let mut rest = chunk.payload;
@@ -266,6 +282,9 @@ impl Visitor for Replay<'_> {
                         count: entry.count.get(),
                     };
                     if let Some((partition, frames)) = self.get(PartitionId(entry.partition.get())) {
+                        if !partition.continues(frames, &frame) {
+                            return Err(out_of_order("checkpoint", &frame));
+                        }
                         partition.push_index(frames, frame);
                     }
                 }
@@ -286,7 +305,8 @@ impl Visitor for Replay<'_> {
             // What the checkpoint says of a partition may already count what lay here.
             let counted = matches!(reflected, Reflected::Until(stamp) if stamp >= end);
             if partition.is_some() && !counted {
-                self.lost[index] += (end.0 - start.0) * RECORDS_PER_BYTE_MAX;
+                let lost = (end.0 - start.0).saturating_mul(RECORDS_PER_BYTE_MAX);
+                self.lost[index] = self.lost[index].saturating_add(lost);
             }
         }
     }

@@ -19,9 +19,8 @@ use model::{Checked, Model, wrong};
 use plan::Draw;
 pub(crate) use plan::Plan;
 use ringmq_engine::format::ShardId;
-use ringmq_engine::planted::Planted;
 use ringmq_engine::recovery::{OpenError, RecoveryReport};
-use ringmq_engine::ring::sim::World;
+use ringmq_engine::ring::sim::{FaultCounts, World};
 use ringmq_engine::ring::{Doorbell, Errno, Ring};
 use ringmq_engine::shard::{MEMORY_MIN, Shard, ShardOptions};
 use ringmq_server::shard::mailbox::{Mailboxes, mesh};
@@ -87,6 +86,9 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     pub(crate) hash: u64,
     pub(crate) trace: Vec<String>,
+    /// Virtual time that passed.
+    pub(crate) passed_us: u64,
+    pub(crate) faults: FaultCounts,
 }
 
 /// The process ended under the harness's hands.
@@ -214,7 +216,7 @@ impl Harness {
             retain_size: self.plan.retain_size,
             checkpoint_interval: self.plan.checkpoint_interval,
             durability: Some(self.plan.durability),
-            planted: Planted::default(),
+            planted: self.plan.planted,
         }
     }
 
@@ -610,10 +612,12 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         Err(words) => Some(wrong("no panic", words)),
     };
     let Some(mut harness) = harness else {
-        return Outcome { found, counts: Counts::default(), hash: 0, trace: Vec::new() };
+        let (counts, faults) = (Counts::default(), FaultCounts::default());
+        return Outcome { found, counts, hash: 0, trace: Vec::new(), passed_us: 0, faults };
     };
     let hash = harness.world.trace_hash();
     let trace = harness.world.trace();
+    let (passed_us, faults) = (harness.world.now_us(), harness.world.faults());
     harness.counts.acks = harness.model.acks;
     harness.counts.reads = harness.model.reads;
     harness.counts.duplicates = harness.model.duplicates;
@@ -625,7 +629,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         // What a panic left behind may panic again.
         let _ = quietly(|| drop(harness));
     }
-    Outcome { found, counts, hash, trace }
+    Outcome { found, counts, hash, trace, passed_us, faults }
 }
 
 thread_local! {

@@ -1,6 +1,7 @@
 //! What a seed stands for: which families of trouble are on, how the node is set up, and who its clients are.
 
 use ringmq_engine::format::superblock::Durability;
+use ringmq_engine::planted::Planted;
 use ringmq_engine::ring::sim::{DiskFaults, SimConfig};
 
 /// A stream of numbers of the harness's own.
@@ -38,6 +39,8 @@ impl Draw {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// A bug that the checks have to find.
+    pub(crate) planted: Planted,
     pub(crate) shards: u16,
     /// Processes, one after the other, before the world is healed.
     pub(crate) lives: u32,
@@ -113,6 +116,7 @@ impl Plan {
         let shards = 1 + draw.below(3) as u16;
         Self {
             seed,
+            planted: Planted::default(),
             shards,
             lives: 1 + draw.below(4) as u32,
             life: [60, 200, 600][draw.below(3) as usize],

@@ -89,6 +89,78 @@ impl Fault {
     }
 }
 
+/// Faults that happened in a world, planned or by themselves, by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct FaultCounts {
+    pub power_losses: u64,
+    pub kills: u64,
+    pub read_errors: u64,
+    pub write_errors: u64,
+    /// Of files and directories.
+    pub sync_errors: u64,
+    /// Of all other ops.
+    pub other_errors: u64,
+    pub short_reads: u64,
+    pub short_writes: u64,
+    /// Writes and syncs that were acknowledged and never happened.
+    pub lost_writes: u64,
+    pub misdirected_writes: u64,
+    /// Stored bits.
+    pub rotten_bits: u64,
+    /// Bits of what a read returned.
+    pub flipped_bits: u64,
+    pub delays: u64,
+    /// Connections that broke by themselves.
+    pub broken_connections: u64,
+    /// Directions of connections in which nothing arrived any more.
+    pub black_holes: u64,
+    pub refused_connections: u64,
+}
+
+impl FaultCounts {
+    /// Names and counts.
+    pub fn named(&self) -> [(&'static str, u64); 16] {
+        [
+            ("power losses", self.power_losses),
+            ("kills", self.kills),
+            ("read errors", self.read_errors),
+            ("write errors", self.write_errors),
+            ("sync errors", self.sync_errors),
+            ("other errors", self.other_errors),
+            ("short reads", self.short_reads),
+            ("short writes", self.short_writes),
+            ("lost writes", self.lost_writes),
+            ("misdirected writes", self.misdirected_writes),
+            ("rotten bits", self.rotten_bits),
+            ("flipped bits", self.flipped_bits),
+            ("delays", self.delays),
+            ("broken connections", self.broken_connections),
+            ("black holes", self.black_holes),
+            ("refused connections", self.refused_connections),
+        ]
+    }
+
+    /// An op of this kind was harmed.
+    pub(super) fn count(&mut self, kind: OpKind, harm: Harm) {
+        let count = match (harm, kind) {
+            (Harm::Error(_), OpKind::Read) => &mut self.read_errors,
+            (Harm::Error(_), OpKind::Write) => &mut self.write_errors,
+            (Harm::Error(_), OpKind::Sync | OpKind::SyncDir) => &mut self.sync_errors,
+            (Harm::SyncDrops(_) | Harm::SyncKeeps(_), _) => &mut self.sync_errors,
+            (Harm::Error(_), _) => &mut self.other_errors,
+            (Harm::Short, OpKind::Read | OpKind::Recv) => &mut self.short_reads,
+            (Harm::Short, _) => &mut self.short_writes,
+            (Harm::Lost, _) => &mut self.lost_writes,
+            (Harm::Misdirected, _) => &mut self.misdirected_writes,
+            (Harm::Rot, _) => &mut self.rotten_bits,
+            (Harm::Flip, _) => &mut self.flipped_bits,
+            (Harm::Delay(_), _) => &mut self.delays,
+        };
+        *count += 1;
+    }
+}
+
 /// A fault with its counts.
 #[derive(Clone, Debug)]
 pub(super) struct Armed {

@@ -31,7 +31,7 @@ mod state;
 
 pub use config::{ClockConfig, CrashModel, DiskConfig, DiskFaults, Fresh, Latency, NetConfig, SimConfig};
 pub use disk::{CrashPoint, DiskImage};
-pub use fault::{Fault, Harm, OpKind};
+pub use fault::{Fault, FaultCounts, Harm, OpKind};
 pub use net::ClientSocket;
 pub use ring::{SimDoorbell, SimRing};
 
@@ -158,6 +158,11 @@ impl World {
     /// The last events in words, oldest first; empty unless the configuration keeps some.
     pub fn trace(&self) -> Vec<String> {
         self.state().trace.lines.iter().cloned().collect()
+    }
+
+    /// What went wrong so far, in all nodes.
+    pub fn faults(&self) -> FaultCounts {
+        self.state().faults
     }
 
     /// A line of the harness's own in the trace.

@@ -132,6 +132,7 @@ impl State {
         let receiver_open =
             if direction == UP { connection.server != ServerEnd::Gone } else { connection.client_open };
         let pipe = &mut connection.pipes[direction];
+        self.faults.black_holes += u64::from(swallows && !pipe.black_hole);
         pipe.black_hole |= swallows;
         // What a black hole took still fills the sender's buffer.
         if pipe.black_hole {
@@ -155,6 +156,7 @@ impl State {
             }
         }
         if drops {
+            self.faults.broken_connections += 1;
             self.break_connection(conn);
         }
         self.wake(conn);
@@ -220,6 +222,7 @@ impl State {
     pub(super) fn arrives(&mut self, conn: usize) {
         let refuse_ppm = self.config.net.refuse_ppm;
         let refused = self.random.net.chance(refuse_ppm);
+        self.faults.refused_connections += u64::from(refused);
         let Conn { node, port, .. } = self.conns[conn];
         self.trace.mix(&[self.now, conn as u64, u64::from(port)]);
         let listener = self.nodes.get_mut(&node).and_then(|node| node.listeners.get_mut(&port));

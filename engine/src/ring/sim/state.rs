@@ -6,7 +6,7 @@ pub(super) use ops::{Flight, Work};
 
 use super::config::{ClockConfig, DiskFaults, SimConfig};
 use super::disk::{CrashPoint, Disk, DiskImage, InFlight, PAGE, Page, Pages, normal};
-use super::fault::{Armed, Harm};
+use super::fault::{Armed, FaultCounts, Harm};
 use super::net::{Conn, Listener, Socket};
 use super::rng::{Rng, splitmix};
 use super::{NodeId, RingId};
@@ -160,6 +160,7 @@ pub(super) struct State {
     pub(super) now: u64,
     pub(super) random: Random,
     pub(super) trace: Trace,
+    pub(super) faults: FaultCounts,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) rings: Vec<RingState>,
     pub(super) flights: BTreeMap<u64, Flight>,
@@ -193,6 +194,7 @@ impl State {
             now: 0,
             random,
             trace,
+            faults: FaultCounts::default(),
             nodes: BTreeMap::new(),
             rings: Vec::new(),
             flights: BTreeMap::new(),
@@ -501,6 +503,10 @@ impl State {
     pub(super) fn end_process(&mut self, node: NodeId, ending: Ending) {
         self.trace.mix(&[self.now, u64::from(node.0), ending as u64, 99]);
         self.trace.line(self.now, || format!("{node:?}: {ending:?}"));
+        match ending {
+            Ending::Kill => self.faults.kills += 1,
+            Ending::PowerOff => self.faults.power_losses += 1,
+        }
         self.node(node).ends_at = None;
         let in_flight = self.in_flight(node, None);
         let Self { nodes, random, config, .. } = self;

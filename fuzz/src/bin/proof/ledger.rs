@@ -3,7 +3,6 @@
 //! The totals of the proof page are sums over it. A row starts again when the format or the recovery that it
 //! exercised changes: then its entries are removed by hand, in the commit that changes them.
 
-use crate::sweep::Swept;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,6 +12,21 @@ use std::time::Duration;
 /// A file beside this workspace's `Cargo.toml`.
 pub(crate) fn beside(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// What a run has done.
+pub(crate) struct Run<'a> {
+    pub(crate) row: &'a str,
+    /// First case, and the one behind the last.
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Cases that there are, or that are wanted.
+    pub(crate) cases: u64,
+    /// What was counted in them, and its name.
+    pub(crate) count: u64,
+    pub(crate) what: &'a str,
+    /// Lines for whoever reads along.
+    pub(crate) notes: &'a [String],
 }
 
 /// Sum of a row's entries.
@@ -58,17 +72,17 @@ impl Ledger {
     }
 
     /// Adds a run and writes the whole, one entry a line.
-    pub(crate) fn add(mut self, row: &str, swept: &Swept, wall: Duration) -> Result<(), String> {
+    pub(crate) fn add(mut self, run: &Run<'_>, wall: Duration) -> Result<(), String> {
         self.0.push(json!({
-            "row": row,
+            "row": run.row,
             "commit": commit(),
-            "from": swept.from,
-            "to": swept.to,
-            "cases": swept.total,
-            "count": swept.count,
-            "what": swept.what,
+            "from": run.from,
+            "to": run.to,
+            "cases": run.cases,
+            "count": run.count,
+            "what": run.what,
             "wall_s": (wall.as_secs_f64() * 10.0).round() / 10.0,
-            "notes": swept.notes,
+            "notes": run.notes,
         }));
         let lines: Vec<String> = self.0.iter().map(Value::to_string).collect();
         let path = beside("LEDGER.json");

@@ -36,7 +36,7 @@ rows:
   power        the real server on a FUSE file system that loses what was not flushed (needs root and FUSE)
   blocks       ext4 and xfs images on a loop device over that file system, replayed at every flush (needs loop devices)
   planted      reads what `cargo test -p ringmq-engine --test sim_planted -- --nocapture` prints
-  page         writes PROOF.md and PLANTED.md
+  page         writes PROOF.md and PLANTED.md; with --check only says whether they are what it would write
 With --plant the row has to fail: a bug of the engine by its name (small, flips, sectors), or LyingDisk (power).";
 
 /// What a row is asked to do.
@@ -130,7 +130,12 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let row = words.next().unwrap_or_default();
     if row == "page" {
-        return match page::write() {
+        let made = match words.next().as_deref() {
+            None => page::write(),
+            Some("--check") => page::check(),
+            Some(_) => Err(USAGE.to_owned()),
+        };
+        return match made {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");
@@ -170,7 +175,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if options.record
-        && let Err(error) = Ledger::read().and_then(|ledger| ledger.add(&row, &swept, wall))
+        && let Err(error) = Ledger::read().and_then(|ledger| ledger.add(&swept.run(&row), wall))
     {
         eprintln!("the ledger: {error}");
         return ExitCode::FAILURE;

@@ -4,7 +4,8 @@ use crate::ledger::{Ledger, Total, beside};
 use std::fmt::Write;
 
 /// Row of the ledger, what it shows, what is left out of it.
-const ROWS: [(&str, &str); 9] = [
+const ROWS: [(&str, &str); 10] = [
+    ("sim", "whole servers, their clients and all kinds of faults, from seeds"),
     (
         "small",
         "every workload of up to 3 operations, at every I/O boundary, with every subset of what is not durable",
@@ -119,12 +120,63 @@ fn disasters() -> Vec<(String, String)> {
 
 /// Writes both pages beside the ledger.
 pub(crate) fn write() -> Result<(), String> {
+    for (name, text) in pages()? {
+        std::fs::write(beside(name), text).map_err(|error| format!("{name}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Bugs that the engine can be planted with, by name.
+fn bugs() -> Result<Vec<String>, String> {
+    let path = beside("../engine/src/planted.rs");
+    let source = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let body = source.split_once("pub enum Bug {").and_then(|(_, behind)| behind.split_once("\n}"));
+    let (body, _) = body.ok_or_else(|| format!("{} has no list of bugs", path.display()))?;
+    let names = body.lines().filter_map(|line| line.trim().strip_suffix(',')).map(str::to_owned);
+    Ok(names.filter(|name| name.chars().all(char::is_alphanumeric)).collect())
+}
+
+/// Fails if a page is not what `write` would make: the ledger, a disaster, a fault or the list of bugs was changed
+/// without it. Nothing is run for it; what was measured stands in the ledger.
+pub(crate) fn check() -> Result<(), String> {
+    let found = Ledger::read()?.last_notes("planted");
+    let is_found = |bug: &String| found.iter().any(|line| line.split('|').next() == Some(bug.as_str()));
+    let missing: Vec<String> = bugs()?.into_iter().filter(|bug| !is_found(bug)).collect();
+    if !missing.is_empty() {
+        return Err(format!(
+            "fuzz/PLANTED.md does not say who finds {}; run `cargo test -p ringmq-engine -- --nocapture | \
+             cargo run --manifest-path fuzz/Cargo.toml --bin proof -- planted --record`, then `proof page`",
+            missing.join(", ")
+        ));
+    }
+    for (name, text) in pages()? {
+        let found = std::fs::read_to_string(beside(name)).map_err(|error| format!("{name}: {error}"))?;
+        if found == text {
+            continue;
+        }
+        let mut lines = found.lines().zip(text.lines()).zip(1..);
+        let differs = lines.find(|((found, due), _)| found != due);
+        let (found, due, line) = match differs {
+            Some(((found, due), line)) => (found, due, line),
+            None => ("", "", found.lines().count().min(text.lines().count()) + 1),
+        };
+        return Err(format!(
+            "fuzz/{name} is out of date; run `cargo run --manifest-path fuzz/Cargo.toml --bin proof -- page`\n\
+             line {line} is:     {found}\nit would be: {due}"
+        ));
+    }
+    Ok(())
+}
+
+/// Both pages, by their names.
+fn pages() -> Result<[(&'static str, String); 2], String> {
     let ledger = Ledger::read()?;
     let totals = ledger.totals();
     let mut page = String::from(
         "# Proof\n\nMade by `proof page` from `LEDGER.json`; not to be edited. Each row is run by \
          `cargo run --release --manifest-path fuzz/Cargo.toml --bin proof -- ROW --record`, from any case on with \
-         `--from`, and everything in it was clean: a finding ends a run and is not recorded. What counts is the \
+         `--from`, and everything in it was clean: a finding ends a run and is not recorded, but for `sim`, which names the seeds that \
+         failed. What counts is the \
          commit that a row names: frames of groups, transactions and delays came after 3fb0772547, and rows of commits \
          before them say nothing of those.\n\n\
          | row | what | done | covered | time | commits |\n|---|---|---|---|---|---|\n",
@@ -166,8 +218,5 @@ pub(crate) fn write() -> Result<(), String> {
     for line in &planted {
         let _ = writeln!(table, "| {} |", line.replace('|', " | "));
     }
-    for (name, text) in [("PROOF.md", page), ("PLANTED.md", table)] {
-        std::fs::write(beside(name), text).map_err(|error| format!("{name}: {error}"))?;
-    }
-    Ok(())
+    Ok([("PROOF.md", page), ("PLANTED.md", table)])
 }

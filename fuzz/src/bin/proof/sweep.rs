@@ -1,6 +1,7 @@
 //! Cases by number, over all threads, until they are done or the time is over.
 
 use crate::Options;
+use crate::ledger::Run;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -20,6 +21,14 @@ pub(crate) struct Swept {
     pub(crate) finding: Option<(u64, String)>,
     /// Lines for whoever reads along.
     pub(crate) notes: Vec<String>,
+}
+
+impl Swept {
+    /// For the ledger.
+    pub(crate) fn run<'a>(&'a self, row: &'a str) -> Run<'a> {
+        let Self { from, to, total, count, what, ref notes, .. } = *self;
+        Run { row, from, to, cases: total, count, what, notes }
+    }
 }
 
 /// Runs cases `from..` on all threads; each thread has a context of its own. A case answers how much it has counted.

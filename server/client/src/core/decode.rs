@@ -133,8 +133,23 @@ pub fn check_entry(entry: &Entry<'_>, partition: PartitionId, expected: u64) -> 
     Ok(())
 }
 
-/// Appends the records of a checked frame from offset `from` on.
+/// Appends the records of a checked frame from offset `from` on: all of them, or none and an error.
 pub fn decode_frame(
+    partition: u32,
+    entry: &FetchEntryHeader,
+    bytes: &Bytes,
+    from: u64,
+    out: &mut VecDeque<ConsumedRecord>,
+) -> Result<(), ReceiveError> {
+    let before = out.len();
+    let decoded = decode_blocks(partition, entry, bytes, from, out);
+    if decoded.is_err() {
+        out.truncate(before);
+    }
+    decoded
+}
+
+fn decode_blocks(
     partition: u32,
     entry: &FetchEntryHeader,
     bytes: &Bytes,
@@ -255,6 +270,33 @@ mod tests {
         let mut out = VecDeque::new();
         decode_frame(0, &FetchEntryHeader::new(0, 0, 0, 1), &bytes, 0, &mut out).unwrap();
         assert!(bytes.as_ptr_range().contains(&out[0].body.as_ptr()));
+    }
+
+    #[test]
+    fn nothing_of_a_frame_is_delivered_whose_second_block_is_damaged() {
+        use ringmq_format::frame::FrameHeader;
+        use zerocopy::IntoBytes;
+        let mut builder = FrameBuilder::new(5, 1 << 20).block_per_record();
+        for body in [&[1u8; 300][..], &[2; 300]] {
+            builder.push(&Record { body, ..Record::default() }).unwrap();
+        }
+        let bytes =
+            builder.finish(ProducerStamp::default(), Codec::Lz4, &mut |raw| compress(Codec::Lz4, raw));
+        let entry = FetchEntryHeader::new(0, 0, 0, 2);
+        let mut out = VecDeque::new();
+        decode_frame(0, &entry, &Bytes::from(bytes.clone()), 0, &mut out).unwrap();
+        assert_eq!(out.len(), 2);
+        // The checksums hold: it was stored so.
+        let mut bad = bytes;
+        let at = bad.iter().rposition(|byte| *byte == 2).unwrap();
+        bad[at - 6..=at].fill(0xff);
+        let mut header = *FrameHeader::parse(&bad).unwrap();
+        header.payload_crc = ringmq_format::checksum::crc32c(&bad[64..]).into();
+        header.seal();
+        bad[..64].copy_from_slice(header.as_bytes());
+        let result = decode_frame(0, &entry, &Bytes::from(bad), 0, &mut out);
+        assert_eq!(result, Err(ReceiveError::Decompress(Codec::Lz4)));
+        assert_eq!(out.len(), 2, "what was there before stays, and nothing is added");
     }
 
     #[test]

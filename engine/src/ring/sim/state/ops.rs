@@ -244,6 +244,9 @@ impl State {
         self.ring_mut(id).stats.submitted += 1;
         let mut work = self.prepare(id, op, payload).unwrap_or_else(Work::Refused);
         let harm = self.choose_harm(id, &work);
+        if let (Some(harm), Some(kind)) = (harm, work.kind()) {
+            self.faults.count(kind, harm);
+        }
         if let (Some(Harm::Misdirected), Work::Write { ino, position, .. }) = (harm, &mut work) {
             let node = self.ring(id).node;
             let Self { nodes, random, .. } = self;

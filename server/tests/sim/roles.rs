@@ -1,7 +1,7 @@
 //! What clients do: produce, subscribe, fetch, look after topics.
 
 use super::client::{Context, Core, Role, Tag};
-use super::model::{Checked, RecordId, Topic, body, wrong};
+use super::model::{Checked, RecordId, Topic, body, record, wrong};
 use bytes::Bytes;
 use ringmq_client::core::Refused;
 use ringmq_client::core::connection::{Event, FrameOutcome, Message, ServerInfo, Target};
@@ -76,8 +76,7 @@ impl Producing {
             let next = &mut self.next_number[lane as usize];
             let id = RecordId { producer: self.id, lane, number: *next };
             let body = body(id, cx.draw.below(cx.plan.body_max));
-            let record = Record { body: &body, time_ms: 1_000, ..Record::default() };
-            match core.push(cx.now, lane, &record) {
+            match core.push(cx.now, lane, &record(id, &body)) {
                 Ok(pushed) => {
                     *next += 1;
                     self.left -= 1;
@@ -236,7 +235,7 @@ impl PlainProducing {
             let number = self.next_number[lane as usize];
             let id = RecordId { producer: self.id, lane, number };
             let body = body(id, cx.draw.below(cx.plan.body_max));
-            if builder.push(&Record { body: &body, time_ms: 1_000, ..Record::default() }).is_ok() {
+            if builder.push(&record(id, &body)).is_ok() {
                 self.next_number[lane as usize] += 1;
                 self.left = self.left.saturating_sub(1);
                 cx.model.sent(id);
@@ -417,7 +416,7 @@ impl Subscribing {
         }
         for record in std::mem::take(&mut self.records) {
             let partition = self.id(cx, record.partition);
-            cx.model.read(partition, record.offset, &record.body)?;
+            cx.model.read(partition, &record)?;
         }
         Ok(())
     }
@@ -531,6 +530,8 @@ pub(crate) struct Fetching {
     start: u64,
     pub(crate) whole: bool,
     done: bool,
+    /// The group whose dead letters these are.
+    pub(crate) dead_letters_of: Option<&'static str>,
 }
 
 impl Fetching {
@@ -545,6 +546,7 @@ impl Fetching {
             start: 0,
             whole,
             done: false,
+            dead_letters_of: None,
         }
     }
 
@@ -569,8 +571,12 @@ impl Fetching {
             decode_frame(self.partition, entry.header, &bytes, next, &mut records)
                 .map_err(|error| bad(error.to_string()))?;
             for record in records {
-                if record.offset >= next {
-                    cx.model.read(id, record.offset, &record.body)?;
+                if record.offset < next {
+                    continue;
+                }
+                match self.dead_letters_of {
+                    None => drop(cx.model.read(id, &record)?),
+                    Some(group) => cx.model.dead_letter(group, id, &record, entry.header, &entry.frame)?,
                 }
             }
             next = next.max(entry.header.end_offset());

@@ -71,6 +71,7 @@ impl Scene {
             fetchers: 0,
             admins: 0,
             hostiles: 0,
+            groups: Vec::new(),
             sim,
             ..Plan::draw(1)
         };

@@ -9,6 +9,7 @@
 use super::registry::{GroupEvent, KnownGroup};
 use super::work::FoundPositions;
 use super::work::{Commit, FetchOffsets, GroupAnswer, GroupWork, Lag, Notice, Positions, Reset};
+use crate::planted::Bug;
 use crate::shard::mail::{Answer, Origin, Work};
 use crate::shard::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::cursors::Position;
@@ -98,7 +99,7 @@ impl ShardServer {
         durable: GroupAnswer,
         unknown: GroupAnswer,
     ) {
-        if self.shard.durable() >= durable_at {
+        if self.shard.durable() >= durable_at || self.options.planted.has(Bug::CommitBeforeDurable) {
             self.reply_group(origin, durable);
             return;
         }
@@ -130,7 +131,11 @@ impl ShardServer {
                         self.groups.offsets.waiting(key).or(committed.map(|position| position.offset));
                     // P3; a transaction's position counts when it takes effect.
                     let rises = current.is_none_or(|current| current < *offset);
-                    if rises || commit.member == 0 || commit.txn != 0 {
+                    if rises
+                        || self.options.planted.has(Bug::CommitGoesBack)
+                        || commit.member == 0
+                        || commit.txn != 0
+                    {
                         changes.push((key, *offset));
                     } else if let Some(position) = committed {
                         durable_at = durable_at.max(position.lsn.plus(1));
@@ -174,7 +179,8 @@ impl ShardServer {
         // P2
         let claim = self.groups.offsets.claims.get(&key).copied().unwrap_or_default();
         let of_this_life = commit.member == 0 || commit.generation >> 32 == u64::from(epoch);
-        if !of_this_life || claim.void || claim.generation > commit.generation {
+        let is_stale = !of_this_life || claim.void || claim.generation > commit.generation;
+        if is_stale && !self.options.planted.has(Bug::StaleCommitTaken) {
             return Err(ErrorCode::StaleGeneration);
         }
         if offset > extent.visible {

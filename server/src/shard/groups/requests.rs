@@ -273,6 +273,8 @@ impl ShardServer {
         let given = Given::check(&join.settings)?;
         let subscriptions = check_subscriptions(join)?;
         let named = join.mode == GroupMode::Broadcast && !join.instance.is_empty();
+        let forgets = self.options.planted.has(crate::planted::Bug::InstanceForgotten);
+        let life = if forgets { u64::from(self.shard.log().epoch().0) } else { 0 };
         let work = GroupWork::Join(Box::new(Join {
             group: join.group.to_owned(),
             create: join.create,
@@ -281,7 +283,7 @@ impl ShardServer {
                 member: join.member,
                 name: join.name.to_owned(),
                 instance_name: if named { join.instance.to_owned() } else { String::new() },
-                instance: if named { name_hash(join.instance) } else { 0 },
+                instance: if named { name_hash(join.instance) ^ life } else { 0 },
                 session_ms: join.session_ms,
                 mode: join.mode,
                 subscriptions,

@@ -5,6 +5,7 @@ use super::requests::put_error;
 use super::select::{Wants, put_chosen, record_size};
 use super::settle::rules_of;
 use super::{BURY_AGAIN_US, Key, Queue, SWEEP_PERIOD_US};
+use crate::planted::Bug;
 use crate::shard::ShardServer;
 use crate::shard::connection::{INPUT_MIN, OUT_SOFT};
 use crate::shard::groups::Found;
@@ -134,12 +135,16 @@ impl ShardServer {
         let acks = self.shard.cursors().acks(group, partition);
         let ranges = acks.map(|acks| acks.ranges().collect::<Vec<_>>()).unwrap_or_default();
         let retries = acks.map(|acks| acks.retries().collect::<Vec<_>>()).unwrap_or_default();
+        let planted = self.options.planted;
+        let ranges = if planted.has(Bug::AcksForgotten) { Vec::new() } else { ranges };
+        let retries = if planted.has(Bug::RetriesForgotten) { Vec::new() } else { retries };
+        let pause_max_ms = u64::from(options.backoff_ms.iter().copied().max().unwrap_or(0));
         let at_us = |visible_ms: i64| {
             let ahead_ms = u64::try_from(visible_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
-            // The clock may have been set: never longer than a pause can be.
-            now.mono_us + ahead_ms.min(u64::from(ringmq_protocol::limits::INVISIBLE_MS_MAX)) * 1_000
+            // The clock may have been set back: never longer than a pause of this group can be.
+            now.mono_us + ahead_ms.min(pause_max_ms) * 1_000
         };
-        let table = super::LeaseTable::new(
+        let mut table = super::LeaseTable::new(
             self.shard.log().epoch().0,
             rules_of(&options),
             watermark,
@@ -147,6 +152,7 @@ impl ShardServer {
             ranges.into_iter(),
             retries.into_iter().map(|retry| (retry.offset.0, retry.attempt, at_us(retry.visible_ms))),
         );
+        table.plant(planted);
         if position.is_none() {
             // Where it starts is remembered from now on: "latest" is another place tomorrow.
             self.queues.dirty.insert(key);
@@ -351,9 +357,11 @@ impl ShardServer {
         let now = self.ring.now();
         let invisible_ms = if receive.invisible_ms == 0 { queue.invisible_ms } else { receive.invisible_ms };
         let invisible_ms = invisible_ms.clamp(1, ringmq_protocol::limits::INVISIBLE_MS_MAX);
-        let expires_us = now.mono_us + u64::from(invisible_ms) * 1_000;
+        let early = self.options.planted.has(Bug::LeaseEndsEarly);
+        let expires_us = now.mono_us + u64::from(invisible_ms) * if early { 500 } else { 1_000 };
         let expires_ms = I64::new(now.wall_ms + i64::from(invisible_ms));
-        let wants = Wants { filter: &queue.filter, ttl_ms: self.ttl_ms(partition), now_ms: now.wall_ms };
+        let (ttl_ms, planted) = (self.ttl_ms(partition), self.options.planted);
+        let wants = Wants { filter: &queue.filter, ttl_ms, now_ms: now.wall_ms, planted };
         let (table, rates) = (&mut queue.table, queue.rates);
         let max_bytes = receive.max_bytes as usize;
         for _ in 0..FRAMES_PER_SERVE {

@@ -8,6 +8,7 @@
 
 use super::lease::{Handle, NoLease, Rules};
 use super::{Key, QueueAnswer, QueueWork};
+use crate::planted::Bug;
 use crate::shard::groups::Found;
 use crate::shard::mail::{Answer, Origin, Work};
 use crate::shard::{Ack, AckTarget, Draining, ShardServer};
@@ -274,6 +275,7 @@ impl ShardServer {
             let found = self.shard.find_body(&self.ring, key.1, offset);
             match (found, target) {
                 _ if left => break,
+                (FoundBody::Body(_), _) if self.options.planted.has(Bug::DeadLetterLeftOut) => {}
                 (FoundBody::Body(body), Some(partition)) => self.queues.binds.push(NewBind {
                     partition,
                     body: ringmq_engine::shard::BodyRef { count: 1, ..body },
@@ -400,7 +402,7 @@ impl ShardServer {
     }
 
     fn answer_settled(&mut self, origin: Origin, durable_at: Lsn, answer: QueueAnswer) {
-        if self.shard.durable() >= durable_at {
+        if self.shard.durable() >= durable_at || self.options.planted.has(Bug::AckBeforeDurable) {
             return self.reply_queue(origin, answer);
         }
         let unknown = with_code(&answer, ErrorCode::OutcomeUnknown);

@@ -280,10 +280,6 @@ impl Model {
             let details = format!("{partition}@{offset}: {id:?}");
             return Err(wrong("a half is invisible until its commit", details));
         }
-        if let Some(due_ms) = self.due_ms.get(&id).filter(|due_ms| read.timestamp_ms < **due_ms) {
-            let details = format!("{partition}@{offset}: {id:?}: {} before {due_ms}", read.timestamp_ms);
-            return Err(wrong("what is delayed is not seen early", details));
-        }
         Ok(id)
     }
 
@@ -291,6 +287,10 @@ impl Model {
     pub(crate) fn read(&mut self, partition: PartitionId, read: &ConsumedRecord) -> Result<RecordId, Wrong> {
         self.reads += 1;
         let id = self.identify(partition, read)?;
+        if let Some(due_ms) = self.due_ms.get(&id).filter(|due_ms| read.timestamp_ms < **due_ms) {
+            let details = format!("{partition}@{}: {id:?}: {} before {due_ms}", read.offset, read.timestamp_ms);
+            return Err(wrong("what is delayed is not seen early", details));
+        }
         self.place(id, partition, read.offset, "read")?;
         Ok(id)
     }

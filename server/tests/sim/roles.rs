@@ -350,6 +350,7 @@ pub(crate) struct Subscribing {
     partitions: u32,
     records: VecDeque<ringmq_client::ConsumedRecord>,
     act_at: u64,
+    linked: bool,
 }
 
 impl Subscribing {
@@ -362,6 +363,7 @@ impl Subscribing {
             partitions,
             records: VecDeque::new(),
             act_at: cx.now,
+            linked: false,
         }
     }
 
@@ -423,6 +425,10 @@ impl Subscribing {
 }
 
 impl Role for Subscribing {
+    fn ready(&mut self, _: &mut Context<'_>, _: &ServerInfo) {
+        self.linked = true;
+    }
+
     fn event(&mut self, cx: &mut Context<'_>, _: &mut Core, event: Event<Tag>) -> Checked {
         let Some(core) = &mut self.core else { return Ok(()) };
         match event {
@@ -465,6 +471,7 @@ impl Role for Subscribing {
     }
 
     fn lost(&mut self, cx: &mut Context<'_>, tags: Vec<Tag>) -> Checked {
+        self.linked = false;
         let Some(core) = &mut self.core else { return Ok(()) };
         for tag in tags {
             if let Tag::Resolve { partition, attempt } | Tag::Subscribe { partition, attempt } = tag {
@@ -506,7 +513,9 @@ impl Role for Subscribing {
     }
 
     fn deadline(&self) -> u64 {
-        self.act_at.min(self.core.as_ref().map_or(u64::MAX, ConsumerCore::deadline_us))
+        // Without a connection it can ask for nothing.
+        let core = self.core.as_ref().filter(|_| self.linked);
+        self.act_at.min(core.map_or(u64::MAX, ConsumerCore::deadline_us))
     }
 
     fn is_idle(&self) -> bool {

@@ -131,11 +131,13 @@ impl Ledger {
 }
 
 impl Facts {
-    /// It is consumed, as somebody with this handle was told.
-    fn consume(&mut self, generation: u64) {
+    /// It is consumed, as somebody with this handle was told by a server of this epoch.
+    fn consume(&mut self, generation: u64, told_in: u64) {
         // Or by somebody with a newer handle who has asked, too.
         let newest = self.acks.keys().next_back().copied().unwrap_or(0);
-        let bound = generation.max(newest);
+        // Which of the deliveries of earlier lives was the last is not known after a start.
+        let of_before = if epoch(generation) < told_in { (told_in << 32) - 1 } else { 0 };
+        let bound = generation.max(newest).max(of_before);
         self.consumed = Some(self.consumed.map_or(bound, |known| known.min(bound)));
     }
 
@@ -250,6 +252,12 @@ impl Model {
         Ok(())
     }
 
+    /// Epoch of a partition's shard in a life of the server.
+    fn epoch_in(&self, life: u64, partition: PartitionId) -> u64 {
+        let shards = self.epochs.keys().map(|key| key.1 + 1).max().unwrap_or(1);
+        self.epochs.get(&(life, partition.shard(shards).0)).copied().unwrap_or(0)
+    }
+
     /// An acknowledgement was answered.
     pub(crate) fn acknowledged(
         &mut self,
@@ -266,10 +274,11 @@ impl Model {
         let id = self.partitions.get(&key.1).and_then(|facts| facts.at.get(&offset)).copied();
         let start = self.partitions.get(&key.1).map_or(0, |facts| facts.start);
         let life = self.lives;
+        let told_in = self.epoch_in(asked_in, key.1);
         let facts = self.ledger.of(key, offset);
         if outcome.is_done() {
             let is_news = facts.consumed.is_none();
-            facts.consume(generation);
+            facts.consume(generation, told_in);
             let newer = facts.too_new();
             self.ledger.consumed += u64::from(is_news);
             if let (Some(newer), Some(id)) = (newer, id) {
@@ -301,6 +310,7 @@ impl Model {
         key: Key,
         change: &LeaseChange,
         changed: &ChangedLease,
+        asked_in: u64,
     ) -> Checked {
         let (offset, attempt) = (change.handle.offset.get(), change.handle.attempt.get());
         let code = ErrorCode::parse(changed.code.get());
@@ -309,11 +319,12 @@ impl Model {
             let is_stale = matches!(code, Some(ErrorCode::StaleHandle | ErrorCode::UnknownLease));
             return if is_stale { Ok(()) } else { judge_refusal(code, what) };
         }
+        let told_in = self.epoch_in(asked_in, key.1);
         let facts = self.ledger.of(key, offset);
         if change.kind == ringmq_protocol::queue::CHANGE_RETRY {
             facts.failed = facts.failed.max(attempt);
             if changed.is_dead() {
-                facts.consume(change.handle.generation.get());
+                facts.consume(change.handle.generation.get(), told_in);
                 facts.told_dead = true;
                 self.ledger.dead_letters += 1;
             }

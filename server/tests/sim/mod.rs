@@ -310,6 +310,7 @@ impl Harness {
             Err(error) => return Err(wrong("it starts", error.to_string()).into()),
         };
         self.judge_report(shard, &report)?;
+        self.model.epochs.insert((self.model.lives, shard as u16), u64::from(storage.log().epoch().0));
         let options = ServerOptions {
             auto_create_topics: true,
             connections_max: self.plan.connections_max,

@@ -140,6 +140,8 @@ pub(crate) struct Model {
     pub(crate) checks: u64,
     /// How often a process was started.
     pub(crate) lives: u64,
+    /// Epoch of each shard in each life.
+    pub(crate) epochs: BTreeMap<(u64, u16), u64>,
     /// What groups in queue mode were given and have said.
     pub(crate) ledger: Ledger,
     /// Where groups in the other modes stand.

@@ -23,7 +23,7 @@ enum Question {
     Receive(Asked, u32),
     /// With the life of the server in which it was asked.
     Ack(Key, Vec<LeaseHandle>, u64),
-    Change(Key, Vec<LeaseChange>),
+    Change(Key, Vec<LeaseChange>, u64),
 }
 
 /// A record in its hands.
@@ -175,7 +175,7 @@ impl Queueing {
                         changes: &changes,
                     }));
                 });
-                self.questions.insert(request, Question::Change(key, changes));
+                self.questions.insert(request, Question::Change(key, changes, cx.model.lives));
             }
         }
     }
@@ -212,7 +212,7 @@ impl Queueing {
                 }
                 self.core.acked(cx.now, request, outcomes);
             }
-            (Ok(Response::Changed(leases)), Some(Question::Change(key, changes))) => {
+            (Ok(Response::Changed(leases)), Some(Question::Change(key, changes, asked_in))) => {
                 if leases.len() != changes.len() {
                     return Err(wrong("answers are what was asked for", "as many leases as changes"));
                 }
@@ -227,7 +227,7 @@ impl Queueing {
                             short(&[change.handle])
                         )
                     });
-                    cx.model.changed(&self.enrolment.plan, key, change, changed)?;
+                    cx.model.changed(&self.enrolment.plan, key, change, changed, asked_in)?;
                 }
                 self.core.changed(cx.now, request, leases);
             }

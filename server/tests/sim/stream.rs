@@ -240,8 +240,8 @@ impl Streaming {
                 continue;
             }
             let mut offset = progress.next;
-            if !cx.calm && cx.draw.one_in(10) {
-                offset -= cx.draw.below(3).min(offset); // An old commit, late.
+            if !cx.calm && cx.draw.one_in(5) {
+                offset -= cx.draw.below(8).min(offset); // An old commit, late.
             }
             let place = self.place(&membership, *id);
             let floor = cx.model.positions.floor(place);
@@ -547,6 +547,9 @@ impl Role for Streaming {
     fn deadline(&self) -> u64 {
         if !self.linked {
             return u64::MAX;
+        }
+        if matches!(self.doing, Doing::Leaving) {
+            return self.act_at;
         }
         let claim = if self.unclaimed.is_empty() || !matches!(self.doing, Doing::Nothing) {
             u64::MAX

@@ -101,6 +101,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Id of a group, as members were told last.
+    pub(crate) fn id_of(&self, name: &str) -> Option<u32> {
+        self.ids.get(name).and_then(|ids| ids.last()).copied()
+    }
+
     fn of(&mut self, key: Key, offset: u64) -> &mut Facts {
         self.facts.entry(key).or_default().entry(offset).or_default()
     }
@@ -375,11 +380,11 @@ impl Model {
         if let Some(doubt) = doubts.into_iter().find(|doubt| !is_dead(doubt.id)) {
             return Err(wrong(doubt.check, doubt.details.clone()));
         }
-        let Some(group) = self.ledger.ids.get(plan.name).and_then(|ids| ids.last()) else { return Ok(()) };
+        let Some(group) = self.ledger.id_of(plan.name) else { return Ok(()) };
         for (topic, count) in &plan.topics {
             for partition in (0..*count).filter_map(|index| self.partition(topic, index)) {
                 let Some(records) = self.partitions.get(&partition) else { continue };
-                let facts = self.ledger.facts.get(&(*group, partition));
+                let facts = self.ledger.facts.get(&(group, partition));
                 for (offset, id) in records.at.range(records.start..) {
                     let facts = facts.and_then(|facts| facts.get(offset));
                     let what = || format!("{}: {partition}@{offset} {id:?}: {facts:x?}", plan.name);

@@ -3,6 +3,7 @@
 use super::client::{Context, Core, Role, Tag};
 use super::groups::GroupPlan;
 use super::model::{Checked, Topic, wrong};
+use super::positions::{Floor, Place};
 use ringmq_client::core::connection::{Event, Message, ServerInfo};
 use ringmq_client::{ErrorCode, Retry};
 use ringmq_engine::format::TopicId;
@@ -12,6 +13,8 @@ pub(crate) struct Overseeing {
     plan: GroupPlan,
     /// Asks, and in the quiet.
     asked: Option<bool>,
+    /// Where the group stood at least when it was asked.
+    floors: Vec<(Place, Floor)>,
     done: bool,
     linked: bool,
     act_at: u64,
@@ -20,7 +23,7 @@ pub(crate) struct Overseeing {
 
 impl Overseeing {
     pub(crate) fn new(plan: &GroupPlan) -> Self {
-        Self { plan: plan.clone(), asked: None, done: false, linked: false, act_at: 0, last: String::new() }
+        Self { plan: plan.clone(), asked: None, floors: Vec::new(), done: false, linked: false, act_at: 0, last: String::new() }
     }
 
     fn answer(&mut self, cx: &mut Context<'_>, message: &Message, in_quiet: bool) -> Checked {
@@ -34,10 +37,37 @@ impl Overseeing {
             }
             Ok(Response::DescribedGroup(group)) => {
                 self.describe(cx, &group, in_quiet);
-                Ok(())
+                self.check_floors(cx, &group)
             }
             _ => Err(wrong("answers are what was asked for", "of a group")),
         }
+    }
+
+    /// Where it would be told to stand, at least.
+    fn note_floors(&mut self, cx: &mut Context<'_>) {
+        self.floors.clear();
+        let group = cx.model.ledger.id_of(self.plan.name);
+        let (GroupMode::Stream, Some(group)) = (self.plan.mode, group) else { return };
+        for (topic, count) in &self.plan.topics {
+            for index in 0..*count {
+                let Some(partition) = cx.model.partition(topic, index) else { continue };
+                let place = Place { group, instance: 0, partition };
+                self.floors.push((place, cx.model.positions.floor(place)));
+            }
+        }
+    }
+
+    fn check_floors(&self, cx: &Context<'_>, group: &DescribedGroup<'_>) -> Checked {
+        for (place, floor) in &self.floors {
+            let row = group.positions.iter().find(|row| {
+                let topic = cx.model.topics.values().find(|topic| topic.id == row.topic.get());
+                topic.is_some_and(|topic| topic.base + row.partition.get() == place.partition.0)
+            });
+            if let Some(row) = row {
+                floor.check(&self.plan, *place, row.watermark.get())?;
+            }
+        }
+        Ok(())
     }
 
     fn describe(&mut self, cx: &Context<'_>, group: &DescribedGroup<'_>, in_quiet: bool) {
@@ -79,7 +109,7 @@ impl Role for Overseeing {
 
     fn drive(&mut self, cx: &mut Context<'_>, link: Option<&mut Core>) -> Checked {
         let (Some(link), true) = (link, cx.now >= self.act_at) else { return Ok(()) };
-        let often = if cx.quiet { 100_000 } else { 700_000 };
+        let often = if cx.quiet { 100_000 } else { 200_000 };
         self.act_at = cx.now + 1 + cx.draw.below(often);
         if self.asked.is_some() || self.done {
             return Ok(());
@@ -97,6 +127,7 @@ impl Role for Overseeing {
                 limit: 0,
                 with_members: false,
             };
+            self.note_floors(cx);
             link.call(cx.now, Tag::Step, &Request::DescribeGroup(describe));
         }
         Ok(())

@@ -37,6 +37,17 @@ pub(crate) struct Floor {
     claimed: u64,
 }
 
+impl Floor {
+    /// A place is at `offset`, says the server, asked when the floor was this.
+    pub(crate) fn check(&self, plan: &GroupPlan, place: Place, offset: u64) -> Checked {
+        if self.committed.is_some_and(|committed| offset < committed) {
+            let details = format!("{}: {place:x?} is at {offset}, {self:x?}", plan.name);
+            return Err(wrong("positions never go back", details));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Positions {
     /// Which member has a partition under a generation.
@@ -101,9 +112,7 @@ impl Positions {
         let offset = fetched.offset.get();
         let what = || format!("{}: {place:x?} is at {offset}, {floor:x?}", plan.name);
         self.claims += 1;
-        if floor.committed.is_some_and(|committed| offset < committed) {
-            return Err(wrong("positions never go back", what()));
-        }
+        floor.check(plan, place, offset)?;
         if floor.committed.is_some() && !fetched.is_committed() {
             return Err(wrong("what was committed is remembered", what()));
         }

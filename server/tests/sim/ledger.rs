@@ -55,7 +55,8 @@ impl Facts {
 /// Wrong, unless the record turns out to be a dead letter.
 #[derive(Debug)]
 struct Doubt {
-    group: &'static str,
+    group: u32,
+    partition: PartitionId,
     id: RecordId,
     check: &'static str,
     details: String,
@@ -73,8 +74,15 @@ pub(crate) struct Asked {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     facts: BTreeMap<Key, BTreeMap<u64, Facts>>,
-    /// Ids that a group had, the newest last.
-    ids: BTreeMap<&'static str, Vec<u32>>,
+    /// Ids that a group had.
+    ids: BTreeMap<&'static str, BTreeSet<u32>>,
+    /// Groups that somebody asked to be removed.
+    removing: BTreeSet<&'static str>,
+    /// Resets that were asked for and not answered, and the time from which on a RECEIVE is of the time after one.
+    resetting: BTreeSet<Key>,
+    reset_at: BTreeMap<Key, u64>,
+    /// How often a record of a group may have died, beyond once.
+    again: BTreeMap<&'static str, u32>,
     /// Dead letters, and in how many places each is.
     dead: BTreeMap<(&'static str, RecordId), u32>,
     doubts: Vec<Doubt>,
@@ -91,30 +99,57 @@ impl Ledger {
     /// A group has this id, says the server.
     pub(crate) fn known(&mut self, name: &'static str, group: u32) -> Checked {
         let ids = self.ids.entry(name).or_default();
-        match ids.last() {
-            Some(last) if *last == group => {}
-            None => ids.push(group),
-            Some(last) => {
-                return Err(wrong("a group keeps its id", format!("{name}: {last}, then {group}")));
-            }
+        if !ids.is_empty() && !ids.contains(&group) && !self.removing.contains(name) {
+            return Err(wrong("a group keeps its id", format!("{name}: {ids:?}, then {group}")));
+        }
+        if ids.insert(group) {
+            *self.again.entry(name).or_default() += 1;
         }
         Ok(())
     }
 
+    /// Somebody is about to ask that a group be removed.
+    pub(crate) fn removal_asked(&mut self, name: &'static str) {
+        self.removing.insert(name);
+    }
+
+    /// Somebody is about to ask for a reset: what was known is void, and nothing is judged until it is answered.
+    pub(crate) fn reset_asked(&mut self, name: &'static str, key: Key) {
+        self.resetting.insert(key);
+        *self.again.entry(name).or_default() += 1;
+        self.forget(key);
+    }
+
+    /// It was done, or certainly not.
+    pub(crate) fn reset_answered(&mut self, key: Key, now_us: u64) {
+        self.resetting.remove(&key);
+        self.reset_at.insert(key, now_us);
+        self.forget(key);
+    }
+
+    fn forget(&mut self, key: Key) {
+        self.facts.remove(&key);
+        self.doubts.retain(|doubt| (doubt.group, doubt.partition) != key);
+    }
+
+    /// What was asked then is of the time before a reset, or of nobody knows when.
+    fn is_void(&self, key: Key, asked_us: u64) -> bool {
+        self.resetting.contains(&key) || self.reset_at.get(&key).is_some_and(|at| asked_us <= *at)
+    }
+
     /// Id of a group, as members were told last.
     pub(crate) fn id_of(&self, name: &str) -> Option<u32> {
-        self.ids.get(name).and_then(|ids| ids.last()).copied()
+        self.ids.get(name).and_then(BTreeSet::last).copied()
     }
 
     fn of(&mut self, key: Key, offset: u64) -> &mut Facts {
         self.facts.entry(key).or_default().entry(offset).or_default()
     }
 
-    pub(crate) fn is_consumed(&self, key: Key, offset: u64) -> bool {
-        self.facts
-            .get(&key)
-            .and_then(|facts| facts.get(&offset))
-            .is_some_and(|facts| facts.consumed.is_some())
+    /// It was delivered, and nobody was told that it is consumed.
+    pub(crate) fn is_open(&self, key: Key, offset: u64) -> bool {
+        let facts = self.facts.get(&key).and_then(|facts| facts.get(&offset));
+        facts.is_some_and(|facts| facts.consumed.is_none() && !facts.deliveries.is_empty())
     }
 
     pub(crate) fn ack_asked(&mut self, key: Key, handles: &[LeaseHandle]) {
@@ -174,6 +209,9 @@ impl Model {
             let details = format!("{}: attempt {attempt} of {}", what(), plan.max_attempts);
             return Err(wrong("a record has at most its attempts", details));
         }
+        if self.ledger.is_void(asked.key, asked.at_us) {
+            return Ok(());
+        }
         // The server's clock may be faster than ours by a little.
         let until_us = asked.at_us + u64::from(asked.invisible_ms) * 990;
         let life = self.lives;
@@ -188,7 +226,8 @@ impl Model {
         if let Some((newer, _)) = facts.too_new() {
             let details = format!("{}: {newer:x} after {:x?} was acknowledged", what(), facts.consumed);
             let check = "what is acknowledged is not delivered again";
-            self.ledger.doubts.push(Doubt { group: plan.name, id, check, details });
+            let (group, partition) = asked.key;
+            self.ledger.doubts.push(Doubt { group, partition, id, check, details });
         }
         let facts = self.ledger.of(asked.key, offset);
         let before = facts.deliveries.range(..generation).next_back().map(|found| (*found.0, *found.1));
@@ -251,7 +290,8 @@ impl Model {
                     plan.name, key.1
                 );
                 let check = "of a key one record is in flight";
-                self.ledger.doubts.push(Doubt { group: plan.name, id: *other, check, details });
+                let (group, partition) = key;
+                self.ledger.doubts.push(Doubt { group, partition, id: *other, check, details });
             }
         }
         Ok(())
@@ -281,6 +321,10 @@ impl Model {
         let life = self.lives;
         let told_in = self.epoch_in(asked_in, key.1);
         let facts = self.ledger.of(key, offset);
+        // A handle of the time before a reset tells nothing of the time after.
+        if outcome.is_done() && facts.deliveries.is_empty() {
+            return Ok(());
+        }
         if outcome.is_done() {
             let is_news = facts.consumed.is_none();
             facts.consume(generation, told_in);
@@ -289,7 +333,8 @@ impl Model {
             if let (Some(newer), Some(id)) = (newer, id) {
                 let details = format!("{}: delivered as {newer:x?}", what());
                 let check = "only the last lease acknowledges";
-                self.ledger.doubts.push(Doubt { group: plan.name, id, check, details });
+                let (group, partition) = key;
+                self.ledger.doubts.push(Doubt { group, partition, id, check, details });
             }
             return Ok(());
         }
@@ -315,7 +360,7 @@ impl Model {
         key: Key,
         change: &LeaseChange,
         changed: &ChangedLease,
-        asked_in: u64,
+        (asked_in, asked_us): (u64, u64),
     ) -> Checked {
         let (offset, attempt) = (change.handle.offset.get(), change.handle.attempt.get());
         let code = ErrorCode::parse(changed.code.get());
@@ -325,6 +370,9 @@ impl Model {
             return if is_stale { Ok(()) } else { judge_refusal(code, what) };
         }
         let told_in = self.epoch_in(asked_in, key.1);
+        if self.ledger.is_void(key, asked_us) {
+            return Ok(());
+        }
         let facts = self.ledger.of(key, offset);
         if change.kind == ringmq_protocol::queue::CHANGE_RETRY {
             facts.failed = facts.failed.max(attempt);
@@ -365,9 +413,10 @@ impl Model {
                 return Err(wrong("a dead letter says where it came from", details));
             }
         }
+        let most = self.ledger.again.get(group).copied().unwrap_or(0).max(1);
         let places = self.ledger.dead.entry((group, id)).or_default();
         *places += 1;
-        if *places > 1 {
+        if *places > most {
             return Err(wrong("a record dies once", what()));
         }
         Ok(())
@@ -376,7 +425,8 @@ impl Model {
     /// Everything has ended and was read: what is wrong for lack of a dead letter, and what was lost.
     pub(crate) fn check_queue(&self, plan: &GroupPlan, retains: bool) -> Checked {
         let is_dead = |id: RecordId| self.ledger.dead.contains_key(&(plan.name, id));
-        let doubts = self.ledger.doubts.iter().filter(|doubt| doubt.group == plan.name && !retains);
+        let newest = self.ledger.id_of(plan.name);
+        let doubts = self.ledger.doubts.iter().filter(|doubt| Some(doubt.group) == newest && !retains);
         if let Some(doubt) = doubts.into_iter().find(|doubt| !is_dead(doubt.id)) {
             return Err(wrong(doubt.check, doubt.details.clone()));
         }
@@ -384,6 +434,9 @@ impl Model {
         for (topic, count) in &plan.topics {
             for partition in (0..*count).filter_map(|index| self.partition(topic, index)) {
                 let Some(records) = self.partitions.get(&partition) else { continue };
+                if self.ledger.resetting.contains(&(group, partition)) {
+                    continue;
+                }
                 let facts = self.ledger.facts.get(&(group, partition));
                 for (offset, id) in records.at.range(records.start..) {
                     let facts = facts.and_then(|facts| facts.get(offset));
@@ -412,7 +465,7 @@ pub(crate) fn judge_refusal(code: Option<ErrorCode>, what: impl Fn() -> String) 
 
 /// As [`judge_refusal`], of a request as a whole.
 pub(crate) fn judge_refused(refused: &Refused, what: impl Fn() -> String) -> Checked {
-    let passes = [ErrorCode::NotAMember, ErrorCode::UnknownLease];
+    let passes = [ErrorCode::NotAMember, ErrorCode::UnknownLease, ErrorCode::UnknownGroup];
     if refused.code().is_some_and(|code| passes.contains(&code)) {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! Looks after a group: sees whether it has come to its end, and, in queue mode, where its dead letters are.
+//! Looks after a group: sees where it stands, whether it has come to its end, and, in queue mode, where its dead letters
+//! are. Now and then it alters the group, sets it back to its start in a partition, or removes it.
 
 use super::client::{Context, Core, Role, Tag};
 use super::groups::GroupPlan;
@@ -6,13 +7,24 @@ use super::model::{Checked, Topic, wrong};
 use super::positions::{Floor, Place};
 use ringmq_client::core::connection::{Event, Message, ServerInfo};
 use ringmq_client::{ErrorCode, Retry};
-use ringmq_engine::format::TopicId;
-use ringmq_protocol::{DescribeGroup, DescribedGroup, GroupMode, Metadata, NamesBuf, Request, Response};
+use ringmq_engine::format::{PartitionId, TopicId};
+use ringmq_protocol::{
+    DeleteGroup, DescribeGroup, DescribedGroup, GroupMode, GroupSettings, GroupStart, Metadata, NamesBuf, Request,
+    ResetGroup, Response, SetGroup, SetGroupMode,
+};
+
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    /// `true`: in the quiet.
+    Look(bool),
+    Reset(u32, PartitionId),
+    /// Alter or remove.
+    Change,
+}
 
 pub(crate) struct Overseeing {
     plan: GroupPlan,
-    /// Asks, and in the quiet.
-    asked: Option<bool>,
+    asked: Option<Question>,
     /// Where the group stood at least when it was asked.
     floors: Vec<(Place, Floor)>,
     done: bool,
@@ -26,8 +38,22 @@ impl Overseeing {
         Self { plan: plan.clone(), asked: None, floors: Vec::new(), done: false, linked: false, act_at: 0, last: String::new() }
     }
 
-    fn answer(&mut self, cx: &mut Context<'_>, message: &Message, in_quiet: bool) -> Checked {
+    fn answer(&mut self, cx: &mut Context<'_>, message: &Message, question: Question) -> Checked {
+        let in_quiet = matches!(question, Question::Look(true));
         match message.response() {
+            Ok(Response::GroupSet(_) | Response::GroupDeleted) if matches!(question, Question::Change) => Ok(()),
+            Ok(Response::GroupReset(reset)) => {
+                let Question::Reset(group, partition) = question else {
+                    return Err(wrong("answers are what was asked for", "a reset"));
+                };
+                let code = reset.entries.first().map_or(0, |entry| entry.code.get());
+                match (code, ErrorCode::parse(code).map(ErrorCode::retry)) {
+                    (0, _) => self.reset_answered(cx, group, partition, true),
+                    (_, Some(Retry::Yes)) => self.reset_answered(cx, group, partition, false),
+                    _ => {}
+                }
+                Ok(())
+            }
             Ok(Response::Metadata(topics)) => {
                 let Some(entry) = topics.iter().next().filter(|entry| entry.code == 0) else { return Ok(()) };
                 let topic =
@@ -41,6 +67,58 @@ impl Overseeing {
             }
             _ => Err(wrong("answers are what was asked for", "of a group")),
         }
+    }
+
+    fn reset_answered(&self, cx: &mut Context<'_>, group: u32, partition: PartitionId, done: bool) {
+        match self.plan.mode {
+            GroupMode::Queue => cx.model.ledger.reset_answered((group, partition), cx.now),
+            _ => cx.model.positions.reset_answered(Place { group, instance: 0, partition }, done),
+        }
+    }
+
+    /// Alters, sets back or removes; `false`: does not.
+    fn meddle(&mut self, cx: &mut Context<'_>, link: &mut Core) -> bool {
+        let plan = &self.plan;
+        let Some(group) = cx.model.ledger.id_of(plan.name) else { return false };
+        if cx.calm || !plan.restless || !cx.draw.one_in(30) {
+            return false;
+        }
+        let (topic, count) = cx.draw.pick(&plan.topics);
+        let index = cx.draw.below(u64::from(count)) as u32;
+        let partition = cx.model.partition(topic, index);
+        match (cx.draw.below(4), partition) {
+            (0, Some(partition)) if plan.mode != GroupMode::Broadcast => {
+                self.asked = Some(Question::Reset(group, partition));
+                match plan.mode {
+                    GroupMode::Queue => cx.model.ledger.reset_asked(plan.name, (group, partition)),
+                    _ => cx.model.positions.reset_asked(Place { group, instance: 0, partition }),
+                }
+                cx.note(|| format!("{} is reset in {partition}", plan.name));
+                let (to, group) = (GroupStart::Earliest, plan.name);
+                let (first_partition, partitions, instance, dry_run) = (index, 1, 0, false);
+                let reset = ResetGroup { group, topic, first_partition, partitions, to, instance, dry_run };
+                link.call(cx.now, Tag::Step, &Request::ResetGroup(reset));
+            }
+            (1, _) if cx.draw.one_in(3) => {
+                self.asked = Some(Question::Change);
+                cx.model.ledger.removal_asked(plan.name);
+                cx.note(|| format!("{} is removed", plan.name));
+                let delete = DeleteGroup { name: plan.name, force: true };
+                link.call(cx.now, Tag::Step, &Request::DeleteGroup(delete));
+            }
+            _ => {
+                self.asked = Some(Question::Change);
+                let settings = GroupSettings {
+                    invisible_default_ms: Some(cx.draw.pick(&[50, 1_000])),
+                    concurrency: Some(cx.draw.pick(&[0, 1, 5])),
+                    rate_records: Some(cx.draw.pick(&[0, 0, 300])),
+                    ..GroupSettings::default()
+                };
+                let set = SetGroup { name: plan.name, mode: SetGroupMode::Alter, settings };
+                link.call(cx.now, Tag::Step, &Request::SetGroup(set));
+            }
+        }
+        true
     }
 
     /// Where it would be told to stand, at least.
@@ -57,14 +135,14 @@ impl Overseeing {
         }
     }
 
-    fn check_floors(&self, cx: &Context<'_>, group: &DescribedGroup<'_>) -> Checked {
+    fn check_floors(&self, cx: &mut Context<'_>, group: &DescribedGroup<'_>) -> Checked {
         for (place, floor) in &self.floors {
             let row = group.positions.iter().find(|row| {
                 let topic = cx.model.topics.values().find(|topic| topic.id == row.topic.get());
                 topic.is_some_and(|topic| topic.base + row.partition.get() == place.partition.0)
             });
             if let Some(row) = row {
-                floor.check(&self.plan, *place, row.watermark.get())?;
+                cx.model.positions.check(&self.plan, *place, *floor, row.watermark.get())?;
             }
         }
         Ok(())
@@ -91,12 +169,17 @@ impl Role for Overseeing {
 
     fn event(&mut self, cx: &mut Context<'_>, _: &mut Core, event: Event<Tag>) -> Checked {
         let Event::Answer { tag: Tag::Step, result } = event else { return Ok(()) };
-        let in_quiet = self.asked.take().unwrap_or(false);
+        let Some(question) = self.asked.take() else { return Ok(()) };
+        if let (Err(refused), Question::Reset(group, partition)) = (&result, question)
+            && refused.retry() != Retry::OutcomeUnknown
+        {
+            self.reset_answered(cx, group, partition, false);
+        }
         match result {
-            Ok(message) => self.answer(cx, &message, in_quiet),
+            Ok(message) => self.answer(cx, &message, question),
             // It is there when its first member has joined.
             Err(refused) if refused.code() == Some(ErrorCode::UnknownGroup) => Ok(()),
-            Err(refused) if refused.retry() == Retry::Yes => Ok(()),
+            Err(refused) if refused.retry() != Retry::No => Ok(()),
             Err(refused) => Err(wrong("a group can be looked at", format!("{refused:?}"))),
         }
     }
@@ -114,7 +197,10 @@ impl Role for Overseeing {
         if self.asked.is_some() || self.done {
             return Ok(());
         }
-        self.asked = Some(cx.quiet);
+        if self.meddle(cx, link) {
+            return Ok(());
+        }
+        self.asked = Some(Question::Look(cx.quiet));
         let queue = self.plan.mode == GroupMode::Queue;
         if queue && !cx.model.topics.contains_key(self.plan.dead_letters) && cx.draw.one_in(2) {
             let names: NamesBuf = [self.plan.dead_letters].into_iter().collect();

@@ -24,6 +24,8 @@ struct Standing {
     committed: Option<u64>,
     /// The newest generation of a claim that was answered.
     claimed: u64,
+    /// Resets that were asked for, and that were answered.
+    resets: (u64, u64),
     /// Records that were handed out to somebody, by offset.
     read: BTreeSet<u64>,
     /// What readers passed over: from the first to the offset behind the last.
@@ -35,17 +37,8 @@ struct Standing {
 pub(crate) struct Floor {
     committed: Option<u64>,
     claimed: u64,
-}
-
-impl Floor {
-    /// A place is at `offset`, says the server, asked when the floor was this.
-    pub(crate) fn check(&self, plan: &GroupPlan, place: Place, offset: u64) -> Checked {
-        if self.committed.is_some_and(|committed| offset < committed) {
-            let details = format!("{}: {place:x?} is at {offset}, {self:x?}", plan.name);
-            return Err(wrong("positions never go back", details));
-        }
-        Ok(())
-    }
+    /// Resets asked for, and answered.
+    pub(crate) resets: (u64, u64),
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +78,39 @@ impl Positions {
         Ok(())
     }
 
+    /// A place is at `offset`, says the server, asked when the floor was this.
+    pub(crate) fn check(&mut self, plan: &GroupPlan, place: Place, floor: Floor, offset: u64) -> Checked {
+        if self.holds(place, floor) && floor.committed.is_some_and(|committed| offset < committed) {
+            let details = format!("{}: {place:x?} is at {offset}, {floor:x?}", plan.name);
+            return Err(wrong("positions never go back", details));
+        }
+        Ok(())
+    }
+
+    /// No reset may have come in between.
+    fn holds(&mut self, place: Place, floor: Floor) -> bool {
+        let resets = self.at(place).resets;
+        resets == floor.resets && resets.0 == resets.1
+    }
+
+    /// Somebody is about to ask that a place be set to its start.
+    pub(crate) fn reset_asked(&mut self, place: Place) {
+        let standing = self.at(place);
+        standing.resets.0 += 1;
+        standing.asked.insert(0);
+    }
+
+    /// It was done, or certainly not.
+    pub(crate) fn reset_answered(&mut self, place: Place, done: bool) {
+        let standing = self.at(place);
+        if done {
+            standing.resets.1 += 1;
+            standing.committed = None;
+        } else {
+            standing.resets.0 -= 1;
+        }
+    }
+
     fn at(&mut self, place: Place) -> &mut Standing {
         self.standings.entry(place).or_default()
     }
@@ -92,7 +118,7 @@ impl Positions {
     /// Something is about to be asked.
     pub(crate) fn floor(&mut self, place: Place) -> Floor {
         let standing = self.at(place);
-        Floor { committed: standing.committed, claimed: standing.claimed }
+        Floor { committed: standing.committed, claimed: standing.claimed, resets: standing.resets }
     }
 
     pub(crate) fn commit_asked(&mut self, place: Place, offset: u64) {
@@ -112,18 +138,18 @@ impl Positions {
         let offset = fetched.offset.get();
         let what = || format!("{}: {place:x?} is at {offset}, {floor:x?}", plan.name);
         self.claims += 1;
-        floor.check(plan, place, offset)?;
-        if floor.committed.is_some() && !fetched.is_committed() {
+        self.check(plan, place, floor, offset)?;
+        if self.holds(place, floor) && floor.committed.is_some() && !fetched.is_committed() {
             return Err(wrong("what was committed is remembered", what()));
         }
         let standing = self.at(place);
-        if fetched.is_committed() && !standing.asked.contains(&offset) {
+        if fetched.is_committed() && !standing.asked.contains(&offset) && !retains {
             return Err(wrong("a position is one that somebody has committed", what()));
         }
         if !fetched.is_committed() && offset != 0 && !retains {
             return Err(wrong("a group starts where its settings say", what()));
         }
-        if fetched.is_committed() {
+        if fetched.is_committed() && standing.resets == floor.resets && standing.resets.0 == standing.resets.1 {
             standing.committed = standing.committed.max(Some(offset));
         }
         if let Some(generation) = generation {
@@ -142,7 +168,7 @@ impl Positions {
         place: Place,
         floor: Floor,
         offset: u64,
-        generation: u64,
+        (generation, claimed_at): (u64, Floor),
         outcome: &Outcome,
     ) -> Checked {
         let code = ErrorCode::parse(outcome.code.get());
@@ -150,15 +176,21 @@ impl Positions {
             || format!("{}: {place:x?} to {offset} under {generation:x}, {floor:x?}: {code:?}", plan.name);
         if !outcome.is_done() {
             self.fenced += u64::from(code == Some(ErrorCode::StaleGeneration));
-            let passes = code == Some(ErrorCode::StaleGeneration);
+            let passes = matches!(code, Some(ErrorCode::StaleGeneration | ErrorCode::UnknownGroup));
             return if passes { Ok(()) } else { super::ledger::judge_refusal(code, what) };
         }
         self.commits += 1;
         if plan.mode == GroupMode::Stream && generation < floor.claimed {
             return Err(wrong("a member that was fenced cannot commit", what()));
         }
+        if claimed_at.resets.1 < floor.resets.1 {
+            return Err(wrong("after a reset a member asks where it stands", what()));
+        }
+        let holds = self.holds(place, floor);
         let standing = self.at(place);
-        standing.committed = standing.committed.max(Some(offset));
+        if holds {
+            standing.committed = standing.committed.max(Some(offset));
+        }
         Ok(())
     }
 
@@ -196,7 +228,9 @@ impl Model {
     /// Everything has ended and was read: each partition was read without a gap, to its end.
     pub(crate) fn check_positions(&self, plan: &GroupPlan) -> Checked {
         let Some(instances) = self.positions.instances.get(plan.name) else { return Ok(()) };
-        for (group, instance) in instances {
+        // Of a group that was removed nothing is left to be judged.
+        let newest = self.ledger.id_of(plan.name);
+        for (group, instance) in instances.iter().filter(|one| Some(one.0) == newest) {
             for (topic, count) in &plan.topics {
                 for partition in (0..*count).filter_map(|index| self.partition(topic, index)) {
                     self.check_place(plan, Place { group: *group, instance: *instance, partition })?;

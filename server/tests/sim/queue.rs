@@ -23,7 +23,7 @@ enum Question {
     Receive(Asked, u32),
     /// With the life of the server in which it was asked.
     Ack(Key, Vec<LeaseHandle>, u64),
-    Change(Key, Vec<LeaseChange>, u64),
+    Change(Key, Vec<LeaseChange>, (u64, u64)),
 }
 
 /// A record in its hands.
@@ -175,7 +175,7 @@ impl Queueing {
                         changes: &changes,
                     }));
                 });
-                self.questions.insert(request, Question::Change(key, changes, cx.model.lives));
+                self.questions.insert(request, Question::Change(key, changes, (cx.model.lives, cx.now)));
             }
         }
     }
@@ -212,7 +212,7 @@ impl Queueing {
                 }
                 self.core.acked(cx.now, request, outcomes);
             }
-            (Ok(Response::Changed(leases)), Some(Question::Change(key, changes, asked_in))) => {
+            (Ok(Response::Changed(leases)), Some(Question::Change(key, changes, asked))) => {
                 if leases.len() != changes.len() {
                     return Err(wrong("answers are what was asked for", "as many leases as changes"));
                 }
@@ -227,7 +227,7 @@ impl Queueing {
                             short(&[change.handle])
                         )
                     });
-                    cx.model.changed(&self.enrolment.plan, key, change, changed, asked_in)?;
+                    cx.model.changed(&self.enrolment.plan, key, change, changed, asked)?;
                 }
                 self.core.changed(cx.now, request, leases);
             }
@@ -280,7 +280,7 @@ impl Queueing {
             let key = (self.ids.map_or(0, |ids| ids.0), hand.partition);
             if said == Some(Settle::Ack)
                 && settled == Settled::Done
-                && !cx.model.ledger.is_consumed(key, hand.offset)
+                && cx.model.ledger.is_open(key, hand.offset)
             {
                 let details = format!("{}: {}@{}", self.enrolment.name(), hand.partition, hand.offset);
                 return Err(wrong("the client says done when the server has", details));

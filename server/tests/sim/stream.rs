@@ -25,6 +25,8 @@ struct Progress {
     /// Everything below was handed out, or passed over.
     next: u64,
     committed: Option<u64>,
+    /// What was known when it was claimed.
+    claimed_at: Floor,
 }
 
 /// What waits for an answer; one at a time, as in the library.
@@ -33,7 +35,7 @@ enum Doing {
     Nothing,
     Claiming(Vec<(PartitionId, Floor)>),
     /// With the generation under which it commits.
-    Committing(Vec<(PartitionId, u64, Floor)>, u64),
+    Committing(Vec<(PartitionId, u64, Floor, Floor)>, u64),
     Leaving,
 }
 
@@ -202,7 +204,7 @@ impl Streaming {
             let code = ErrorCode::parse(fetched.code.get());
             if fetched.code.get() != 0 {
                 match code {
-                    Some(ErrorCode::StaleGeneration) => self.enrolment.doubt(cx),
+                    Some(ErrorCode::StaleGeneration | ErrorCode::UnknownGroup) => self.enrolment.doubt(cx),
                     _ => super::ledger::judge_refusal(code, || format!("{place:x?}: {code:?}"))?,
                 }
                 continue;
@@ -214,7 +216,7 @@ impl Streaming {
             let offset = fetched.offset.get();
             self.core.add(id.0, *id, offset);
             let committed = fetched.is_committed().then_some(offset);
-            self.progress.insert(*id, Progress { next: offset, committed });
+            self.progress.insert(*id, Progress { next: offset, committed, claimed_at: *floor });
             self.unclaimed.remove(id);
         }
         self.claim_at = cx.now + 1_000 + cx.draw.below(50_000);
@@ -236,17 +238,18 @@ impl Streaming {
                 cx.model.positions.passed(place, progress.next, position);
                 progress.next = position;
             }
-            if progress.committed == Some(progress.next) {
+            // At the end it asks again, or it would not learn of a reset.
+            if progress.committed == Some(progress.next) && !cx.quiet {
                 continue;
             }
             let mut offset = progress.next;
             if !cx.calm && cx.draw.one_in(5) {
                 offset -= cx.draw.below(8).min(offset); // An old commit, late.
             }
-            let place = self.place(&membership, *id);
+            let place = self.enrolment.place(&membership, *id);
             let floor = cx.model.positions.floor(place);
             cx.model.positions.commit_asked(place, offset);
-            asked.push((*id, offset, floor));
+            asked.push((*id, offset, floor, progress.claimed_at));
             entries.push(PositionEntry::new(*id, offset));
         }
         if entries.is_empty() {
@@ -273,7 +276,7 @@ impl Streaming {
         &mut self,
         cx: &mut Context<'_>,
         message: &Message,
-        asked: &[(PartitionId, u64, Floor)],
+        asked: &[(PartitionId, u64, Floor, Floor)],
         generation: u64,
     ) -> Checked {
         let Ok(Response::Committed(outcomes)) = message.response() else {
@@ -283,10 +286,10 @@ impl Streaming {
             return Err(wrong("answers are what was asked for", "as many outcomes as positions"));
         }
         let Some(membership) = self.seen.clone() else { return Ok(()) };
-        for ((id, offset, floor), outcome) in asked.iter().zip(outcomes) {
+        for ((id, offset, floor, claimed_at), outcome) in asked.iter().zip(outcomes) {
             let place = self.place(&membership, *id);
             let plan = &self.enrolment.plan;
-            cx.model.positions.committed(plan, place, *floor, *offset, generation, outcome)?;
+            cx.model.positions.committed(plan, place, *floor, *offset, (generation, *claimed_at), outcome)?;
             if outcome.is_done() {
                 if let Some(progress) = self.progress.get_mut(id) {
                     progress.committed = Some(*offset);
@@ -305,7 +308,9 @@ impl Streaming {
 
     fn refused(&mut self, cx: &Context<'_>, refused: &Refused) -> Checked {
         match refused.code() {
-            Some(ErrorCode::NotAMember | ErrorCode::StaleGeneration) => self.enrolment.doubt(cx),
+            Some(ErrorCode::NotAMember | ErrorCode::StaleGeneration | ErrorCode::UnknownGroup) => {
+                self.enrolment.doubt(cx);
+            }
             _ if refused.retry() == Retry::No => {
                 let details = format!("{}: {refused:?}", self.enrolment.name());
                 return Err(wrong("a member may ask for its positions", details));
@@ -359,6 +364,9 @@ impl Streaming {
                 Next::Halted { halt: Halt::OutOfRange { .. }, partition, position } if cx.plan.retains() => {
                     self.core.seek(partition, position);
                 }
+                // The group was removed; whoever is in the next one claims anew.
+                Next::Halted { halt: Halt::Refused(refused), .. }
+                    if refused.code() == Some(ErrorCode::UnknownGroup) => {}
                 Next::Halted { partition, position, halt } => {
                     let details = format!("{}: {partition}@{position}: {halt:?}", self.enrolment.name());
                     return Err(wrong("streams go on without a gap", details));

@@ -20,7 +20,10 @@ fn find(bug: Bug, checks: &[&str], seeds: u64, tune: fn(&mut Plan)) {
         plan.planted = Planted::bug(bug);
         if let Some(found) = run(plan).found {
             let took = begun.elapsed().as_secs_f64();
-            println!("{bug:?}: found by '{}' in seed {seed} after {took:.1} s: {}", found.check, found.details);
+            println!(
+                "{bug:?}: found by '{}' in seed {seed} after {took:.1} s: {}",
+                found.check, found.details
+            );
             assert!(checks.contains(&found.check), "{bug:?}: found by '{}': {}", found.check, found.details);
             return;
         }
@@ -30,7 +33,8 @@ fn find(bug: Bug, checks: &[&str], seeds: u64, tune: fn(&mut Plan)) {
 
 /// One group, a few quick lives, nothing that is not about groups.
 fn quick(plan: &mut Plan, mode: GroupMode) {
-    let (name, dead_letters) = if mode == GroupMode::Queue { ("queue-0", "%DLQ%queue-0") } else { ("group", "") };
+    let (name, dead_letters) =
+        if mode == GroupMode::Queue { ("queue-0", "%DLQ%queue-0") } else { ("group", "") };
     (plan.producers, plan.plain_producers, plan.transactors, plan.admins, plan.hostiles) = (2, 0, 0, 0, 0);
     (plan.subscribers, plan.fetchers, plan.bursts, plan.errors, plan.gives_up) = (0, 0, false, false, false);
     (plan.records, plan.body_max, plan.pause_us, plan.life, plan.lives) = (80, 64, 2_000, 300, 3);

@@ -290,7 +290,8 @@ impl Model {
         self.reads += 1;
         let id = self.identify(partition, read)?;
         if let Some(due_ms) = self.due_ms.get(&id).filter(|due_ms| read.timestamp_ms < **due_ms) {
-            let details = format!("{partition}@{}: {id:?}: {} before {due_ms}", read.offset, read.timestamp_ms);
+            let details =
+                format!("{partition}@{}: {id:?}: {} before {due_ms}", read.offset, read.timestamp_ms);
             return Err(wrong("what is delayed is not seen early", details));
         }
         self.place(id, partition, read.offset, "read")?;

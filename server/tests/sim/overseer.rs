@@ -9,8 +9,8 @@ use ringmq_client::core::connection::{Event, Message, ServerInfo};
 use ringmq_client::{ErrorCode, Retry};
 use ringmq_engine::format::{PartitionId, TopicId};
 use ringmq_protocol::{
-    DeleteGroup, DescribeGroup, DescribedGroup, GroupMode, GroupSettings, GroupStart, Metadata, NamesBuf, Request,
-    ResetGroup, Response, SetGroup, SetGroupMode,
+    DeleteGroup, DescribeGroup, DescribedGroup, GroupMode, GroupSettings, GroupStart, Metadata, NamesBuf,
+    Request, ResetGroup, Response, SetGroup, SetGroupMode,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -35,13 +35,23 @@ pub(crate) struct Overseeing {
 
 impl Overseeing {
     pub(crate) fn new(plan: &GroupPlan) -> Self {
-        Self { plan: plan.clone(), asked: None, floors: Vec::new(), done: false, linked: false, act_at: 0, last: String::new() }
+        Self {
+            plan: plan.clone(),
+            asked: None,
+            floors: Vec::new(),
+            done: false,
+            linked: false,
+            act_at: 0,
+            last: String::new(),
+        }
     }
 
     fn answer(&mut self, cx: &mut Context<'_>, message: &Message, question: Question) -> Checked {
         let in_quiet = matches!(question, Question::Look(true));
         match message.response() {
-            Ok(Response::GroupSet(_) | Response::GroupDeleted) if matches!(question, Question::Change) => Ok(()),
+            Ok(Response::GroupSet(_) | Response::GroupDeleted) if matches!(question, Question::Change) => {
+                Ok(())
+            }
             Ok(Response::GroupReset(reset)) => {
                 let Question::Reset(group, partition) = question else {
                     return Err(wrong("answers are what was asked for", "a reset"));

@@ -149,7 +149,8 @@ impl Positions {
         if !fetched.is_committed() && offset != 0 && !retains {
             return Err(wrong("a group starts where its settings say", what()));
         }
-        if fetched.is_committed() && standing.resets == floor.resets && standing.resets.0 == standing.resets.1 {
+        if fetched.is_committed() && standing.resets == floor.resets && standing.resets.0 == standing.resets.1
+        {
             standing.committed = standing.committed.max(Some(offset));
         }
         if let Some(generation) = generation {

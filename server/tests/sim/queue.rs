@@ -64,8 +64,10 @@ pub(crate) struct Queueing {
 
 impl Queueing {
     pub(crate) fn new(cx: &mut Context<'_>, plan: &GroupPlan, number: u32) -> Self {
+        // With fewer, partitions take turns, which takes time.
+        let partitions: u32 = plan.topics.iter().map(|topic| topic.1).sum();
         let config = QueueCoreConfig {
-            prefetch: cx.draw.pick(&[1, 3, 16, 64]),
+            prefetch: cx.draw.pick(&[1, 4, 16]) * partitions,
             max_bytes: cx.draw.pick(&[1, 3_000, 60_000]),
             invisible_ms: plan.invisible_ms,
             wait_ms: cx.draw.pick(&[20, 200, 1_000]),

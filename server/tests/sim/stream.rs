@@ -541,7 +541,7 @@ impl Role for Streaming {
             let frames = 1 + cx.draw.below(4);
             self.take(cx, frames)?;
             if matches!(self.doing, Doing::Nothing) && cx.now >= self.commit_at {
-                self.commit_at = cx.now + cx.draw.below(30_000);
+                self.commit_at = cx.now + cx.draw.below(if cx.quiet { 800_000 } else { 30_000 });
                 let ids: Vec<PartitionId> = self.progress.keys().copied().collect();
                 self.commit(cx, link, &ids);
             }

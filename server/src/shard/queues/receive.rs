@@ -65,6 +65,14 @@ struct Filling {
     leases: Vec<Lease>,
 }
 
+/// What is left of the pause after a failed delivery, when the server starts again. The wall clock may have been set
+/// back meanwhile: it is never longer than a pause of the group can be.
+fn pause_left_us(visible_ms: i64, now_ms: i64, backoff_ms: &[u32]) -> u64 {
+    let ahead_ms = u64::try_from(visible_ms.saturating_sub(now_ms)).unwrap_or(0);
+    let longest_ms = u64::from(backoff_ms.iter().copied().max().unwrap_or(0));
+    ahead_ms.min(longest_ms) * 1_000
+}
+
 impl ShardServer {
     pub(super) fn open_receive(&mut self, origin: Origin, partition: PartitionId, mut receive: Receiving) {
         receive.until_us = self.ring.now().mono_us + u64::from(receive.wait_ms) * 1_000;
@@ -138,12 +146,8 @@ impl ShardServer {
         let planted = self.options.planted;
         let ranges = if planted.has(Bug::AcksForgotten) { Vec::new() } else { ranges };
         let retries = if planted.has(Bug::RetriesForgotten) { Vec::new() } else { retries };
-        let pause_max_ms = u64::from(options.backoff_ms.iter().copied().max().unwrap_or(0));
-        let at_us = |visible_ms: i64| {
-            let ahead_ms = u64::try_from(visible_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
-            // The clock may have been set back: never longer than a pause of this group can be.
-            now.mono_us + ahead_ms.min(pause_max_ms) * 1_000
-        };
+        let at_us =
+            |visible_ms: i64| now.mono_us + pause_left_us(visible_ms, now.wall_ms, &options.backoff_ms);
         let mut table = super::LeaseTable::new(
             self.shard.log().epoch().0,
             rules_of(&options),
@@ -496,5 +500,19 @@ impl ShardServer {
     /// Looks again at what could not be buried.
     pub(super) fn bury_again_at(&self) -> u64 {
         self.ring.now().mono_us + BURY_AGAIN_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pause_left_us;
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_pause_longer() {
+        let backoff_ms = [10, 700, 100];
+        assert_eq!(pause_left_us(1_000, 400, &backoff_ms), 600_000);
+        assert_eq!(pause_left_us(1_000, 2_000, &backoff_ms), 0, "it is over");
+        assert_eq!(pause_left_us(86_400_000, 0, &backoff_ms), 700_000, "a day back");
+        assert_eq!(pause_left_us(i64::MAX, i64::MIN, &[]), 0);
     }
 }

@@ -143,22 +143,3 @@ fn tuned_plans_find_nothing_where_nothing_is_planted() {
         }
     }
 }
-
-#[test]
-fn zz_trace() {
-    let Ok(seed) = std::env::var("SEED") else { return };
-    let mut plan = Plan::draw(seed.parse().unwrap_or(0));
-    match std::env::var("TUNE").as_deref() {
-        Ok("queue") => queue(&mut plan),
-        Ok("ordered") => ordered(&mut plan),
-        Ok("stream") => stream(&mut plan),
-        Ok("broadcast") => broadcast(&mut plan),
-        _ => {}
-    }
-    plan.sim.trace_lines = 1_000_000;
-    let out = run(plan);
-    for line in out.trace.iter().filter(|line| !line.contains("RingId")) {
-        println!("{line}");
-    }
-    println!("{:?}", out.found);
-}

@@ -120,9 +120,11 @@ impl Ledger {
         self.forget(key);
     }
 
-    /// It was done, or certainly not.
-    pub(crate) fn reset_answered(&mut self, key: Key, now_us: u64) {
-        self.resetting.remove(&key);
+    /// It was done, or not: then what was known before is missing, and nothing more is judged there.
+    pub(crate) fn reset_answered(&mut self, key: Key, done: bool, now_us: u64) {
+        if done {
+            self.resetting.remove(&key);
+        }
         self.reset_at.insert(key, now_us);
         self.forget(key);
     }

@@ -81,7 +81,7 @@ impl Overseeing {
 
     fn reset_answered(&self, cx: &mut Context<'_>, group: u32, partition: PartitionId, done: bool) {
         match self.plan.mode {
-            GroupMode::Queue => cx.model.ledger.reset_answered((group, partition), cx.now),
+            GroupMode::Queue => cx.model.ledger.reset_answered((group, partition), done, cx.now),
             _ => cx.model.positions.reset_answered(Place { group, instance: 0, partition }, done),
         }
     }
@@ -146,7 +146,8 @@ impl Overseeing {
     }
 
     fn check_floors(&self, cx: &mut Context<'_>, group: &DescribedGroup<'_>) -> Checked {
-        for (place, floor) in &self.floors {
+        // Of this name there may be another group by now.
+        for (place, floor) in self.floors.iter().filter(|one| one.0.group == group.group.group) {
             let row = group.positions.iter().find(|row| {
                 let topic = cx.model.topics.values().find(|topic| topic.id == row.topic.get());
                 topic.is_some_and(|topic| topic.base + row.partition.get() == place.partition.0)

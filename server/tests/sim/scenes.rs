@@ -5,8 +5,8 @@ use super::{Harness, Plan, Stop, Thread};
 use ringmq_client::{Codec, ErrorCode, FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::ring::sim::{ClientSocket, SimConfig};
 use ringmq_protocol::{
-    CreateTopic, Fetch, HEADER_SIZE, Header, Hello, Open, Produce, ProduceSlot, Request, Response,
-    decode_response,
+    CreateTopic, Fetch, HEADER_SIZE, Header, Hello, LeaseHandle, Open, Produce, ProduceSlot, Request,
+    Response, decode_response,
 };
 use ringmq_server::shard::{ServerStats, ShardServer};
 use zerocopy::little_endian::U32;
@@ -27,12 +27,19 @@ pub(crate) enum Said {
     Error(Option<ErrorCode>),
     Produced(Vec<Option<ErrorCode>>),
     Fetched(usize),
+    /// Group and member.
+    Joined(u32, u64),
+    Received(Vec<LeaseHandle>),
+    Acked(Vec<Option<ErrorCode>>),
     Other,
 }
 
+/// Correlation of what is encoded by hand.
+pub(crate) const PRODUCED: u64 = 77;
+
 pub(crate) fn encoded(request: &Request<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    request.encode(77, &mut bytes);
+    request.encode(PRODUCED, &mut bytes);
     bytes
 }
 
@@ -176,6 +183,13 @@ impl Scene {
                     outcomes.iter().map(|outcome| ErrorCode::parse(outcome.code.get())).collect(),
                 ),
                 Response::Fetched(_) => Said::Fetched(frames.len()),
+                Response::Joined(joined) => Said::Joined(joined.group, joined.member),
+                Response::Received(received) => {
+                    Said::Received(received.leases.iter().map(|lease| lease.handle).collect())
+                }
+                Response::Acked(outcomes) => {
+                    Said::Acked(outcomes.iter().map(|outcome| ErrorCode::parse(outcome.code.get())).collect())
+                }
                 _ => Said::Other,
             };
             found.push((header.correlation(), said));

@@ -797,6 +797,7 @@ fn serve(
         frame_size_max: frame_size_max(shared.options.segment_size) as u32,
         node_id: shared.identity.node_id,
         late: shared.options.late,
+        planted: crate::planted::Planted::default(),
     };
     let drained = Arc::clone(&shared.drained);
     let mut server = ShardServer::new(ring, shard, server_options, listeners, mailboxes, drained);

@@ -7,10 +7,10 @@ mod sim;
 use ringmq_client::ErrorCode;
 use ringmq_engine::format::PartitionId;
 use ringmq_protocol::{
-    CommitOffsets, GroupMode, GroupSettings, ItemsBuf, JoinGroup, PositionEntry, Request, Subscribe,
-    Subscription, limits,
+    Ack, CommitOffsets, GroupMode, GroupSettings, ItemsBuf, JoinGroup, PositionEntry, Receive, Request,
+    Subscribe, Subscription, limits,
 };
-use sim::scenes::{Said, Scene, encoded, frame, produce};
+use sim::scenes::{PRODUCED, Said, Scene, Wire, encoded, frame, produce};
 
 const SECOND: u64 = 1_000_000;
 
@@ -146,7 +146,7 @@ fn half_requests_of_many_clients_stay_within_the_budget_and_others_get_through()
     for round in 0..20 {
         scene.pass(SECOND / 2);
         scene.send(&healthy, &produce(&frame(100)));
-        let said = scene.answer(&mut healthy, 77);
+        let said = scene.answer(&mut healthy, PRODUCED);
         assert_eq!(said, Said::Produced(vec![None]), "round {round}");
         peak = peak.max(scene.servers().map(|server| server.stats().connection_bytes).max().unwrap());
     }
@@ -157,9 +157,67 @@ fn half_requests_of_many_clients_stay_within_the_budget_and_others_get_through()
         scene.send(wire, &large[large.len() - 1..]);
     }
     for mut wire in greedy {
-        assert_eq!(scene.answer(&mut wire, 77), Said::Produced(vec![None]));
+        assert_eq!(scene.answer(&mut wire, PRODUCED), Said::Produced(vec![None]));
     }
     scene.pass(5 * SECOND);
     let held = scene.servers().map(|server| server.stats().connection_bytes).max().unwrap();
     assert!(held < BUDGET as u64 / 2, "{held} bytes are still held");
+}
+
+#[test]
+fn an_acknowledgement_is_answered_though_the_disk_is_full() {
+    let mut scene = Scene::new(1, |plan| {
+        plan.segment_size = 128 << 10;
+        plan.disk_limit = Some(12 * plan.segment_size);
+    });
+    let mut wire = scene.greet(0);
+    scene.open(&mut wire, 0);
+    let subscriptions: ItemsBuf = [Subscription { topic: "t", filter: "*" }].into_iter().collect();
+    let join = scene.ask(
+        &mut wire,
+        &Request::JoinGroup(JoinGroup {
+            group: "g",
+            mode: GroupMode::Queue,
+            member: 0,
+            name: "m",
+            instance: "",
+            session_ms: 3_600_000,
+            create: true,
+            settings: GroupSettings::default(),
+            subscriptions: subscriptions.items(),
+        }),
+    );
+    let Said::Joined(group, member, ..) = scene.answer(&mut wire, join) else { panic!("not joined") };
+    // Small records to acknowledge, and large ones until nothing more fits.
+    let sizes = std::iter::repeat_n(8, 300).chain(std::iter::repeat_n(16 << 10, 200));
+    let is_full = sizes.into_iter().any(|len| {
+        scene.send(&wire, &produce(&frame(len)));
+        scene.answer(&mut wire, PRODUCED) == Said::Produced(vec![Some(ErrorCode::DiskFull)])
+    });
+    assert!(is_full);
+    let receive = |scene: &mut Scene, wire: &mut Wire| {
+        let (handle, max_records, max_bytes, invisible_ms, wait_ms) = (1, 1, 1, 3_600_000, 0);
+        let receive = Receive { handle, group, member, max_records, max_bytes, invisible_ms, wait_ms };
+        let asked = scene.ask(wire, &Request::Receive(receive));
+        match scene.answer(wire, asked) {
+            Said::Received(leases) => leases,
+            other => panic!("{other:?}"),
+        }
+    };
+    // What is kept free for acknowledgements is used up, too.
+    for _ in 0..300 {
+        let leases = receive(&mut scene, &mut wire);
+        let begun = scene.world().now_us();
+        let ack = Ack { handle: 1, group, member, leases: &leases };
+        let asked = scene.ask(&mut wire, &Request::Ack(ack));
+        let Said::Acked(outcomes) = scene.answer(&mut wire, asked) else { panic!("no acknowledgement") };
+        if outcomes == [None] {
+            continue;
+        }
+        assert_eq!(outcomes, [Some(ErrorCode::OutcomeUnknown)]);
+        let took = scene.world().now_us() - begun;
+        assert!((4 * SECOND..7 * SECOND).contains(&took), "{took} us");
+        return;
+    }
+    panic!("the disk is never full for acknowledgements");
 }

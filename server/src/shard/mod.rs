@@ -24,6 +24,7 @@ mod requests;
 mod topics;
 
 use crate::limits::DESCRIPTORS_KEPT;
+use crate::planted::Planted;
 use budget::Budget;
 use connection::{Connection, INPUT_MIN, Life, OUT_SOFT, Pending, room};
 use groups::GroupState;
@@ -82,6 +83,8 @@ pub struct ServerOptions {
     pub node_id: u128,
     /// Transactions and delays.
     pub late: LateOptions,
+    /// A bug planted by a test.
+    pub planted: Planted,
 }
 
 /// An answer that waits for the disk.

@@ -40,6 +40,13 @@ pub(crate) enum Tag {
     Checked {
         txn: u128,
     },
+    /// JOIN_GROUP or HEARTBEAT.
+    Member,
+    Leave,
+    /// A request of a queue core.
+    Queue(u64),
+    /// FETCH_OFFSETS or COMMIT_OFFSETS.
+    Positions,
     Ignored,
 }
 
@@ -55,6 +62,8 @@ pub(crate) struct Context<'a> {
     pub(crate) calm: bool,
     /// Faults are over.
     pub(crate) healed: bool,
+    /// Nothing new comes: consumer groups are to come to their ends.
+    pub(crate) quiet: bool,
     pub(crate) world: &'a World,
 }
 
@@ -85,6 +94,10 @@ pub(crate) trait Role {
     fn name(&self) -> String;
     /// Wants another connection.
     fn leaves(&mut self) -> bool {
+        false
+    }
+    /// Consumes for a group: it is done only when nothing new comes.
+    fn is_of_group(&self) -> bool {
         false
     }
     /// May meet a connection that breaks under its hands.
@@ -128,6 +141,10 @@ impl Peer {
 
     pub(crate) fn is_idle(&self) -> bool {
         self.role.is_idle()
+    }
+
+    pub(crate) fn is_of_group(&self) -> bool {
+        self.role.is_of_group()
     }
 
     /// Something is there for it to do.

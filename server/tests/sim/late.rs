@@ -4,11 +4,11 @@
 //! *must* be there once the commit, or the delay, was acknowledged.
 
 use super::client::{Context, Core, NODE, Role, Tag};
-use super::model::{Checked, Late, RecordId, body, wrong};
+use super::model::{Checked, Late, RecordId, body, record, wrong};
 use bytes::Bytes;
 use ringmq_client::core::Refused;
 use ringmq_client::core::connection::{Event, FrameOutcome, Message, ServerInfo, Target};
-use ringmq_client::{Codec, ErrorCode, FrameBuilder, ProducerStamp, Record, Retry, TransactionEnd};
+use ringmq_client::{Codec, ErrorCode, FrameBuilder, ProducerStamp, Retry, TransactionEnd};
 use ringmq_engine::format::late::Late as Extension;
 use ringmq_engine::format::limits::frame_size_max;
 use ringmq_protocol::{EndSource, EndTransaction, Request, Response, TimerChange};
@@ -99,7 +99,7 @@ impl Transacting {
             let id = RecordId { producer: cx.model.next_producer(), lane: partition, number: 0 };
             let body = body(id, cx.draw.below(cx.plan.body_max));
             let mut builder = FrameBuilder::new(1_000, frame_size_max(cx.plan.segment_size));
-            if builder.push(&Record { body: &body, time_ms: 1_000, ..Record::default() }).is_err() {
+            if builder.push(&record(id, &body)).is_err() {
                 continue;
             }
             let frame = builder.finish(ProducerStamp::default(), Codec::None, &mut |_| None);
@@ -107,6 +107,9 @@ impl Transacting {
             let late = Extension { txn: sent.txn, due_ms: sent.due_ms, check_after_ms: 0, group };
             cx.model.sent(id);
             cx.model.late(id, if is_delay { Late::May } else { Late::Hidden })?;
+            if sent.due_ms > 0 {
+                cx.model.due_ms.insert(id, sent.due_ms);
+            }
             ids.push(id);
             frames.push((Target { topic: Arc::from(topic), partition }, Bytes::from(late.wrap(&frame))));
             sent.handle.0 = cx.model.partition(topic, partition).map_or(0, |id| id.0);

@@ -4,20 +4,29 @@
 #![allow(unreachable_pub)]
 
 mod client;
+pub(crate) mod groups;
 mod hostile;
 mod late;
+mod ledger;
 mod model;
+mod overseer;
 mod plan;
+mod positions;
+mod queue;
 mod roles;
 pub(crate) mod scenes;
+mod stream;
 
 use client::{BASE_PORT, Context, NODE, Peer};
 use hostile::Hostile;
 use late::Transacting;
 pub(crate) use model::Wrong;
 use model::{Checked, Model, wrong};
+use overseer::Overseeing;
 use plan::Draw;
 pub(crate) use plan::Plan;
+use queue::Queueing;
+use ringmq_client::GroupMode;
 use ringmq_engine::format::ShardId;
 use ringmq_engine::recovery::{OpenError, RecoveryReport};
 use ringmq_engine::ring::sim::{FaultCounts, World};
@@ -30,6 +39,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
+use stream::Streaming;
 
 const NODE_ID: u128 = 0x7269_6e67;
 /// Virtual time in which something must have happened.
@@ -56,6 +66,15 @@ pub(crate) struct Counts {
     pub(crate) transactions: u64,
     pub(crate) checks: u64,
     pub(crate) turns: u64,
+    /// Records that groups in queue mode were given, and what became of them.
+    pub(crate) deliveries: u64,
+    pub(crate) consumed: u64,
+    pub(crate) dead_letters: u64,
+    /// Of groups in the other modes: positions asked for, commits, commits refused as stale, records.
+    pub(crate) claims: u64,
+    pub(crate) commits: u64,
+    pub(crate) fenced: u64,
+    pub(crate) streamed: u64,
 }
 
 impl Counts {
@@ -74,6 +93,13 @@ impl Counts {
             (&mut self.transactions, other.transactions),
             (&mut self.checks, other.checks),
             (&mut self.turns, other.turns),
+            (&mut self.deliveries, other.deliveries),
+            (&mut self.consumed, other.consumed),
+            (&mut self.dead_letters, other.dead_letters),
+            (&mut self.claims, other.claims),
+            (&mut self.commits, other.commits),
+            (&mut self.fenced, other.fenced),
+            (&mut self.streamed, other.streamed),
         ] {
             *mine += theirs;
         }
@@ -126,6 +152,7 @@ struct Harness {
     counts: Counts,
     calm: bool,
     healed: bool,
+    quiet: bool,
     poisoned_at: Option<u64>,
 }
 
@@ -149,6 +176,7 @@ impl Harness {
             counts: Counts::default(),
             calm: false,
             healed: false,
+            quiet: false,
             poisoned_at: None,
             plan,
         };
@@ -182,6 +210,15 @@ impl Harness {
             for _ in 0..plan.transactors {
                 peers.push(Peer::new(Box::new(Transacting::new(cx))));
             }
+            for group in &plan.groups {
+                peers.push(Peer::new(Box::new(Overseeing::new(group))));
+                for number in 0..group.members {
+                    peers.push(match group.mode {
+                        GroupMode::Queue => Peer::new(Box::new(Queueing::new(cx, group, number))),
+                        _ => Peer::new(Box::new(Streaming::new(cx, group, number))),
+                    });
+                }
+            }
             for number in 0..plan.admins {
                 peers.push(Peer::new(Box::new(Tending::keeper(number))));
             }
@@ -196,8 +233,9 @@ impl Harness {
         work: impl FnOnce(&mut Context<'_>, &mut Vec<Peer>, &mut Vec<Hostile>) -> T,
     ) -> T {
         let now = self.world.now_us();
-        let Self { model, draw, plan, calm, healed, world, peers, hostiles, .. } = self;
-        let mut cx = Context { model, draw, plan, now, calm: *calm, healed: *healed, world };
+        let Self { model, draw, plan, calm, healed, quiet, world, peers, hostiles, .. } = self;
+        let (calm, healed, quiet) = (*calm, *healed, *quiet);
+        let mut cx = Context { model, draw, plan, now, calm, healed, quiet, world };
         work(&mut cx, peers, hostiles)
     }
 
@@ -230,6 +268,7 @@ impl Harness {
         };
         self.drained = Arc::default();
         self.poisoned_at = None;
+        self.model.lives += 1;
         let mut rings = Vec::new();
         for shard in 0..self.plan.shards {
             let mut ring = self.world.ring(NODE);
@@ -273,6 +312,7 @@ impl Harness {
             Err(error) => return Err(wrong("it starts", error.to_string()).into()),
         };
         self.judge_report(shard, &report)?;
+        self.model.epochs.insert((self.model.lives, shard as u16), u64::from(storage.log().epoch().0));
         let options = ServerOptions {
             auto_create_topics: true,
             connections_max: self.plan.connections_max,
@@ -283,6 +323,7 @@ impl Harness {
             frame_size_max: ringmq_engine::format::limits::frame_size_max(self.plan.segment_size) as u32,
             node_id: NODE_ID,
             late: LateOptions { timings: CHECKS, ..LateOptions::default() },
+            planted: self.plan.planted,
         };
         let drained = Arc::clone(&self.drained);
         self.threads[shard].server = Some(ShardServer::new(ring, storage, options, listeners, mail, drained));
@@ -516,7 +557,12 @@ impl Harness {
         self.work(self.plan.life / 2)?;
         self.calm = true;
         self.pump_until("the end of all that is pending", PATIENCE_US, |own| {
-            own.peers.iter().all(Peer::is_idle) && own.hostiles.iter().all(Hostile::is_idle)
+            let mut others = own.peers.iter().filter(|peer| !peer.is_of_group());
+            others.all(Peer::is_idle) && own.hostiles.iter().all(Hostile::is_idle)
+        })?;
+        self.quiet = true;
+        self.pump_until("the end of what groups consume", PATIENCE_US, |own| {
+            own.peers.iter().all(Peer::is_idle)
         })?;
         self.world.note("clients go");
         self.with_context(|cx, peers, hostiles| {
@@ -558,12 +604,26 @@ impl Harness {
                 peers.push(Peer::new(Box::new(Fetching::new(name, partition, true))));
             }
         }
+        for group in self.plan.groups.clone() {
+            let Some(topic) = self.model.topics.get(group.dead_letters) else { continue };
+            for partition in 0..topic.partitions {
+                let mut reading = Fetching::new(group.dead_letters, partition, true);
+                reading.dead_letters_of = Some(group.name);
+                peers.push(Peer::new(Box::new(reading)));
+            }
+        }
         self.peers = peers;
         self.pump_until("reading everything", PATIENCE_US, |own| own.peers.iter().all(Peer::is_idle))?;
         self.with_context(|cx, peers, _| peers.iter_mut().try_for_each(|peer| peer.retire(cx)))?;
         self.peers.clear();
         if !self.plan.retains() {
             self.model.check_late()?;
+        }
+        for group in &self.plan.groups {
+            match group.mode {
+                GroupMode::Queue => self.model.check_queue(group, self.plan.retains())?,
+                _ => self.model.check_positions(group)?,
+            }
         }
         Ok(())
     }
@@ -623,6 +683,12 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     harness.counts.duplicates = harness.model.duplicates;
     harness.counts.transactions = harness.model.transactions;
     harness.counts.checks = harness.model.checks;
+    harness.counts.deliveries = harness.model.ledger.deliveries;
+    harness.counts.consumed = harness.model.ledger.consumed;
+    harness.counts.dead_letters = harness.model.ledger.dead_letters;
+    let positions = &harness.model.positions;
+    (harness.counts.claims, harness.counts.commits) = (positions.claims, positions.commits);
+    (harness.counts.fenced, harness.counts.streamed) = (positions.fenced, positions.streamed);
     harness.counts.attacks = harness.hostiles.iter().map(|hostile| hostile.attacks).sum();
     let counts = harness.counts;
     if found.is_some() {

@@ -1,7 +1,11 @@
 //! What clients were told, judged without any checksum of the engine's: every body can be made again from its
 //! numbers, so a body that is read is compared byte by byte.
 
+use super::ledger::Ledger;
 use super::plan::Draw;
+use super::positions::Positions;
+use ringmq_client::Record;
+use ringmq_client::core::decode::ConsumedRecord;
 use ringmq_engine::format::PartitionId;
 use std::collections::BTreeMap;
 
@@ -54,6 +58,28 @@ fn parse(bytes: &[u8]) -> Option<RecordId> {
     (len < 1 << 24 && body(id, len) == bytes).then_some(id)
 }
 
+/// A number that is the same for the same record, and otherwise anything.
+fn hash(id: RecordId) -> u64 {
+    Draw::new(u64::from(id.producer) << 40 ^ u64::from(id.lane) << 32 ^ id.number).next()
+}
+
+/// The key of a record: few, so that many records share one. Some have none.
+pub(crate) fn key_of(id: RecordId) -> Option<&'static [u8]> {
+    let keys: [Option<&'static [u8]>; 4] = [None, Some(b"anna"), Some(b"bert"), Some(b"carl")];
+    keys[(hash(id) % 4) as usize]
+}
+
+/// The tag of a record, if it has one.
+pub(crate) fn tag_of(id: RecordId) -> Option<&'static str> {
+    [None, Some("red"), Some("green"), Some("blue")][(hash(id) / 4 % 4) as usize]
+}
+
+/// The record, as it is sent.
+pub(crate) fn record(id: RecordId, body: &[u8]) -> Record<'_> {
+    let tag = tag_of(id).map(str::as_bytes);
+    Record { body, key: key_of(id), tag, time_ms: 1_000, ..Record::default() }
+}
+
 /// What became of a record, as its producer knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -78,7 +104,7 @@ pub(crate) enum Late {
 #[derive(Debug, Default)]
 pub(crate) struct PartitionFacts {
     /// Who is at an offset, as acknowledged or read.
-    at: BTreeMap<u64, RecordId>,
+    pub(super) at: BTreeMap<u64, RecordId>,
     /// Below this consumers may read: the highest that anybody was told.
     pub(crate) visible: u64,
     pub(crate) start: u64,
@@ -97,8 +123,10 @@ pub(crate) struct Model {
     pub(crate) partitions: BTreeMap<PartitionId, PartitionFacts>,
     fates: BTreeMap<RecordId, Fate>,
     late: BTreeMap<RecordId, Late>,
+    /// Before this it is not visible, by the server's clock: Unix milliseconds.
+    pub(crate) due_ms: BTreeMap<RecordId, i64>,
     /// Where a record was seen.
-    places: BTreeMap<RecordId, (PartitionId, u64)>,
+    pub(super) places: BTreeMap<RecordId, (PartitionId, u64)>,
     /// Topics that live to the end.
     pub(crate) topics: BTreeMap<&'static str, Topic>,
     /// Topics, by id, whose deletion was asked for.
@@ -110,6 +138,14 @@ pub(crate) struct Model {
     /// Transactions ended, and checks that were asked.
     pub(crate) transactions: u64,
     pub(crate) checks: u64,
+    /// How often a process was started.
+    pub(crate) lives: u64,
+    /// Epoch of each shard in each life.
+    pub(crate) epochs: BTreeMap<(u64, u16), u64>,
+    /// What groups in queue mode were given and have said.
+    pub(crate) ledger: Ledger,
+    /// Where groups in the other modes stand.
+    pub(crate) positions: Positions,
 }
 
 impl Model {
@@ -209,6 +245,11 @@ impl Model {
         Ok(())
     }
 
+    /// It was sent in a transaction or with a delay.
+    pub(super) fn is_late(&self, id: RecordId) -> bool {
+        self.late.contains_key(&id)
+    }
+
     /// Everything was read: what was committed is there.
     pub(crate) fn check_late(&self) -> Checked {
         let missing =
@@ -219,13 +260,17 @@ impl Model {
         }
     }
 
-    /// A consumer was given a record.
-    pub(crate) fn read(&mut self, partition: PartitionId, offset: u64, bytes: &[u8]) -> Checked {
-        self.reads += 1;
+    /// Which record this is, if it was sent and may be seen.
+    pub(super) fn identify(&self, partition: PartitionId, read: &ConsumedRecord) -> Result<RecordId, Wrong> {
+        let (offset, bytes) = (read.offset, &read.body);
         let Some(id) = parse(bytes) else {
             let front = &bytes[..bytes.len().min(32)];
             return Err(wrong("bytes are what was sent", format!("{partition}@{offset}: {front:?}")));
         };
+        if read.key.as_deref() != key_of(id) || read.tag.as_deref() != tag_of(id).map(str::as_bytes) {
+            let details = format!("{partition}@{offset}: {id:?}: {:?}, {:?}", read.key, read.tag);
+            return Err(wrong("key and tag are what was sent", details));
+        }
         match self.fates.get(&id) {
             None => return Err(wrong("nothing is invented", format!("{partition}@{offset}: {id:?}"))),
             Some(Fate::Absent) => {
@@ -237,7 +282,20 @@ impl Model {
             let details = format!("{partition}@{offset}: {id:?}");
             return Err(wrong("a half is invisible until its commit", details));
         }
-        self.place(id, partition, offset, "read")
+        Ok(id)
+    }
+
+    /// A consumer was given a record.
+    pub(crate) fn read(&mut self, partition: PartitionId, read: &ConsumedRecord) -> Result<RecordId, Wrong> {
+        self.reads += 1;
+        let id = self.identify(partition, read)?;
+        if let Some(due_ms) = self.due_ms.get(&id).filter(|due_ms| read.timestamp_ms < **due_ms) {
+            let details =
+                format!("{partition}@{}: {id:?}: {} before {due_ms}", read.offset, read.timestamp_ms);
+            return Err(wrong("what is delayed is not seen early", details));
+        }
+        self.place(id, partition, read.offset, "read")?;
+        Ok(id)
     }
 
     /// A partition was read from its start to its end: everything that anybody was told is there.

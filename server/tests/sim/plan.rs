@@ -1,8 +1,10 @@
 //! What a seed stands for: which families of trouble are on, how the node is set up, and who its clients are.
 
+use super::groups::GroupPlan;
 use ringmq_engine::format::superblock::Durability;
 use ringmq_engine::planted::Planted;
 use ringmq_engine::ring::sim::{DiskFaults, SimConfig};
+use ringmq_server::planted::Planted;
 
 /// A stream of numbers of the harness's own.
 #[derive(Clone, Debug)]
@@ -78,6 +80,9 @@ pub(crate) struct Plan {
     pub(crate) body_max: u64,
     /// Time between two actions of a client, at most.
     pub(crate) pause_us: u64,
+    /// Consumer groups.
+    pub(crate) groups: Vec<GroupPlan>,
+    pub(crate) planted: Planted,
     pub(crate) sim: SimConfig,
 }
 
@@ -114,7 +119,7 @@ impl Plan {
         let limited = draw.one_in(6);
         let slow_net = sim.net.packet_max < 512 || sim.net.buffer < 4096;
         let shards = 1 + draw.below(3) as u16;
-        Self {
+        let mut plan = Self {
             seed,
             planted: Planted::default(),
             shards,
@@ -131,6 +136,8 @@ impl Plan {
             breaks: !draw.one_in(4),
             gives_up: draw.one_in(5),
             topics: vec![("alpha", 1 + draw.below(4) as u32), ("beta", 1 + draw.below(6) as u32)],
+            groups: Vec::new(),
+            planted: Planted::default(),
             producers: 1 + draw.below(3) as u32,
             plain_producers: draw.below(3) as u32,
             subscribers: draw.below(3) as u32,
@@ -143,7 +150,9 @@ impl Plan {
             body_max: if slow_net { 200 } else { [64, 700, 5_000, 20_000][draw.below(4) as usize] },
             pause_us: [200, 2_000, 12_000][draw.below(3) as usize],
             sim,
-        }
+        };
+        plan.groups = GroupPlan::draw(seed, &plan.topics);
+        plan
     }
 
     /// Records may vanish from the front of a partition.

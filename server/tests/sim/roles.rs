@@ -1,7 +1,7 @@
 //! What clients do: produce, subscribe, fetch, look after topics.
 
 use super::client::{Context, Core, Role, Tag};
-use super::model::{Checked, RecordId, Topic, body, wrong};
+use super::model::{Checked, RecordId, Topic, body, record, wrong};
 use bytes::Bytes;
 use ringmq_client::core::Refused;
 use ringmq_client::core::connection::{Event, FrameOutcome, Message, ServerInfo, Target};
@@ -76,8 +76,7 @@ impl Producing {
             let next = &mut self.next_number[lane as usize];
             let id = RecordId { producer: self.id, lane, number: *next };
             let body = body(id, cx.draw.below(cx.plan.body_max));
-            let record = Record { body: &body, time_ms: 1_000, ..Record::default() };
-            match core.push(cx.now, lane, &record) {
+            match core.push(cx.now, lane, &record(id, &body)) {
                 Ok(pushed) => {
                     *next += 1;
                     self.left -= 1;
@@ -236,7 +235,7 @@ impl PlainProducing {
             let number = self.next_number[lane as usize];
             let id = RecordId { producer: self.id, lane, number };
             let body = body(id, cx.draw.below(cx.plan.body_max));
-            if builder.push(&Record { body: &body, time_ms: 1_000, ..Record::default() }).is_ok() {
+            if builder.push(&record(id, &body)).is_ok() {
                 self.next_number[lane as usize] += 1;
                 self.left = self.left.saturating_sub(1);
                 cx.model.sent(id);
@@ -351,6 +350,7 @@ pub(crate) struct Subscribing {
     partitions: u32,
     records: VecDeque<ringmq_client::ConsumedRecord>,
     act_at: u64,
+    linked: bool,
 }
 
 impl Subscribing {
@@ -363,6 +363,7 @@ impl Subscribing {
             partitions,
             records: VecDeque::new(),
             act_at: cx.now,
+            linked: false,
         }
     }
 
@@ -417,13 +418,17 @@ impl Subscribing {
         }
         for record in std::mem::take(&mut self.records) {
             let partition = self.id(cx, record.partition);
-            cx.model.read(partition, record.offset, &record.body)?;
+            cx.model.read(partition, &record)?;
         }
         Ok(())
     }
 }
 
 impl Role for Subscribing {
+    fn ready(&mut self, _: &mut Context<'_>, _: &ServerInfo) {
+        self.linked = true;
+    }
+
     fn event(&mut self, cx: &mut Context<'_>, _: &mut Core, event: Event<Tag>) -> Checked {
         let Some(core) = &mut self.core else { return Ok(()) };
         match event {
@@ -466,6 +471,7 @@ impl Role for Subscribing {
     }
 
     fn lost(&mut self, cx: &mut Context<'_>, tags: Vec<Tag>) -> Checked {
+        self.linked = false;
         let Some(core) = &mut self.core else { return Ok(()) };
         for tag in tags {
             if let Tag::Resolve { partition, attempt } | Tag::Subscribe { partition, attempt } = tag {
@@ -507,7 +513,9 @@ impl Role for Subscribing {
     }
 
     fn deadline(&self) -> u64 {
-        self.act_at.min(self.core.as_ref().map_or(u64::MAX, ConsumerCore::deadline_us))
+        // Without a connection it can ask for nothing.
+        let core = self.core.as_ref().filter(|_| self.linked);
+        self.act_at.min(core.map_or(u64::MAX, ConsumerCore::deadline_us))
     }
 
     fn is_idle(&self) -> bool {
@@ -531,6 +539,8 @@ pub(crate) struct Fetching {
     start: u64,
     pub(crate) whole: bool,
     done: bool,
+    /// The group whose dead letters these are.
+    pub(crate) dead_letters_of: Option<&'static str>,
 }
 
 impl Fetching {
@@ -545,6 +555,7 @@ impl Fetching {
             start: 0,
             whole,
             done: false,
+            dead_letters_of: None,
         }
     }
 
@@ -569,8 +580,12 @@ impl Fetching {
             decode_frame(self.partition, entry.header, &bytes, next, &mut records)
                 .map_err(|error| bad(error.to_string()))?;
             for record in records {
-                if record.offset >= next {
-                    cx.model.read(id, record.offset, &record.body)?;
+                if record.offset < next {
+                    continue;
+                }
+                match self.dead_letters_of {
+                    None => drop(cx.model.read(id, &record)?),
+                    Some(group) => cx.model.dead_letter(group, id, &record, entry.header, &entry.frame)?,
                 }
             }
             next = next.max(entry.header.end_offset());

@@ -5,8 +5,8 @@ use super::{Harness, Plan, Stop, Thread};
 use ringmq_client::{Codec, ErrorCode, FrameBuilder, ProducerStamp, Record};
 use ringmq_engine::ring::sim::{ClientSocket, SimConfig};
 use ringmq_protocol::{
-    CreateTopic, Fetch, HEADER_SIZE, Header, Hello, Open, Produce, ProduceSlot, Request, Response,
-    decode_response,
+    CreateTopic, Fetch, HEADER_SIZE, Header, Hello, LeaseHandle, Open, Produce, ProduceSlot, Request,
+    Response, decode_response,
 };
 use ringmq_server::shard::{ServerStats, ShardServer};
 use zerocopy::little_endian::U32;
@@ -29,12 +29,17 @@ pub(crate) enum Said {
     Fetched(usize),
     /// Group, member, generation, and the id of the first partition.
     Joined(u32, u64, u64, u32),
+    Received(Vec<LeaseHandle>),
+    Acked(Vec<Option<ErrorCode>>),
     Other,
 }
 
+/// Correlation of what is encoded by hand.
+pub(crate) const PRODUCED: u64 = 77;
+
 pub(crate) fn encoded(request: &Request<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    request.encode(77, &mut bytes);
+    request.encode(PRODUCED, &mut bytes);
     bytes
 }
 
@@ -73,6 +78,7 @@ impl Scene {
             fetchers: 0,
             admins: 0,
             hostiles: 0,
+            groups: Vec::new(),
             sim,
             ..Plan::draw(1)
         };
@@ -181,6 +187,12 @@ impl Scene {
                     let first = joined.assignments.iter().next();
                     let partition = first.map_or(0, |assignment| assignment.base_partition.0);
                     Said::Joined(joined.group, joined.member, joined.generation, partition)
+                }
+                Response::Received(received) => {
+                    Said::Received(received.leases.iter().map(|lease| lease.handle).collect())
+                }
+                Response::Acked(outcomes) => {
+                    Said::Acked(outcomes.iter().map(|outcome| ErrorCode::parse(outcome.code.get())).collect())
                 }
                 _ => Said::Other,
             };

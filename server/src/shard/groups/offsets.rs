@@ -9,6 +9,7 @@
 use super::registry::{GroupEvent, KnownGroup};
 use super::work::FoundPositions;
 use super::work::{Commit, FetchOffsets, GroupAnswer, GroupWork, Lag, Notice, Positions, Reset};
+use crate::planted::Bug;
 use crate::shard::mail::{Answer, Origin, Work};
 use crate::shard::{Ack, AckTarget, Draining, ShardServer};
 use ringmq_engine::cursors::Position;
@@ -98,7 +99,7 @@ impl ShardServer {
         durable: GroupAnswer,
         unknown: GroupAnswer,
     ) {
-        if self.shard.durable() >= durable_at {
+        if self.shard.durable() >= durable_at || self.options.planted.has(Bug::CommitBeforeDurable) {
             self.reply_group(origin, durable);
             return;
         }
@@ -126,7 +127,8 @@ impl ShardServer {
                 Err(code) => failed(code),
                 Ok(()) => {
                     let committed = self.shard.cursors().position(key);
-                    if commit.member == 0 || commit.txn != 0 {
+                    if commit.member == 0 || commit.txn != 0 || self.options.planted.has(Bug::CommitGoesBack)
+                    {
                         // A transaction's position counts when it takes effect.
                         changes.push((key, *offset));
                     } else if let Some(waiting) = self.groups.offsets.waiting(key) {
@@ -176,7 +178,8 @@ impl ShardServer {
         // P2
         let claim = self.groups.offsets.claims.get(&key).copied().unwrap_or_default();
         let of_this_life = commit.member == 0 || commit.generation >> 32 == u64::from(epoch);
-        if !of_this_life || claim.void || claim.generation > commit.generation {
+        let is_stale = !of_this_life || claim.void || claim.generation > commit.generation;
+        if is_stale && !self.options.planted.has(Bug::StaleCommitTaken) {
             return Err(ErrorCode::StaleGeneration);
         }
         if offset > extent.visible {

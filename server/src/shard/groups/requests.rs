@@ -276,6 +276,8 @@ impl ShardServer {
         if named {
             check_group_name(join.instance).map_err(|(code, text)| (code, format!("instance: {text}")))?;
         }
+        let forgets = self.options.planted.has(crate::planted::Bug::InstanceForgotten);
+        let life = if forgets { u64::from(self.shard.log().epoch().0) } else { 0 };
         let work = GroupWork::Join(Box::new(Join {
             group: join.group.to_owned(),
             create: join.create,
@@ -284,7 +286,7 @@ impl ShardServer {
                 member: join.member,
                 name: join.name.to_owned(),
                 instance_name: if named { join.instance.to_owned() } else { String::new() },
-                instance: if named { name_hash(join.instance) } else { 0 },
+                instance: if named { name_hash(join.instance) ^ life } else { 0 },
                 session_ms: join.session_ms,
                 mode: join.mode,
                 subscriptions,

@@ -16,6 +16,7 @@
 //! After a restart leases are gone. A handle of the life before is good as long as its record was not delivered in
 //! this one.
 
+use crate::planted::{Bug, Planted};
 use ringmq_format::Offset;
 use ringmq_format::cursor::{AckChange, Retry};
 use ringmq_format::limits::{ACK_SPAN_MAX, ACK_STATE_SIZE_MAX};
@@ -136,9 +137,15 @@ pub(super) struct LeaseTable {
     new_retries: BTreeSet<u64>,
     logged_watermark: Option<u64>,
     dead_letters: u64,
+    planted: Planted,
 }
 
 impl LeaseTable {
+    /// Plants a bug of a test.
+    pub(super) fn plant(&mut self, planted: Planted) {
+        self.planted = planted;
+    }
+
     /// A table for what is known of the group: where it stands, whether that is logged, what is consumed above, and
     /// failed deliveries with the time of the next one.
     pub(super) fn new(
@@ -166,6 +173,7 @@ impl LeaseTable {
             new_retries: BTreeSet::new(),
             logged_watermark: is_logged.then_some(watermark.0),
             dead_letters: 0,
+            planted: Planted::default(),
         };
         table.pass_ahead();
         table
@@ -325,7 +333,8 @@ impl LeaseTable {
         let Some(open) = self.open.get(&offset) else { return };
         let State::Waiting(at) = open.state else { return };
         let first = open.key.as_ref().and_then(|key| self.keys.get(key)).and_then(BTreeSet::first);
-        if first.is_none_or(|first| *first == offset) {
+        let second = self.planted.has(Bug::SecondOfKey);
+        if second || first.is_none_or(|first| *first == offset) {
             self.due.insert((at, offset)); // L2
         }
     }
@@ -374,8 +383,9 @@ impl LeaseTable {
     fn fail(&mut self, offset: u64, at_us: u64) {
         let Some(open) = self.open.get(&offset) else { return };
         let attempt = open.failed.saturating_add(1);
-        self.wait(offset, at_us, true);
-        if attempt >= self.rules.max_attempts {
+        self.wait(offset, at_us, !self.planted.has(Bug::AttemptNotCounted));
+        let more = u16::from(self.planted.has(Bug::OneAttemptMore));
+        if attempt >= self.rules.max_attempts.saturating_add(more) {
             let failed = self.retries.remove(&offset).map_or(attempt, |retry| retry.0);
             let open = Open { state: State::Dying, failed, delivered: true, key: None };
             match self.open.get_mut(&offset) {
@@ -436,6 +446,7 @@ impl LeaseTable {
             {
                 Ok(Judged::Earlier)
             }
+            Some(_) if self.planted.has(Bug::StaleHandleAcks) => Ok(Judged::Held),
             Some(_) => Err(NoLease::Stale),
             None if offset < self.next || is_ahead => {
                 let acked = self.acked.iter().rev().find(|acked| acked.0 == offset);

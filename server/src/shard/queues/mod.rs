@@ -113,6 +113,8 @@ pub(super) struct QueueState {
     binds: Vec<ringmq_engine::shard::NewBind>,
     replies: Vec<Reply>,
     outbox: VecDeque<Batch>,
+    /// Since when the log has no room for the first of them.
+    stuck_since_us: Option<u64>,
     /// Answers on the way to other shards, and the RECEIVEs that wait until they have left.
     answering: BTreeMap<(u16, ConnectionKey), Vec<Origin>>,
     /// Generations of leases.
@@ -132,6 +134,8 @@ impl QueueState {
     /// When `turn_queues` wants to be called though nothing has completed.
     pub(super) fn deadline(&self) -> Option<u64> {
         let sweep = (!self.queues.is_empty()).then_some(self.sweep_at_us);
+        let waits = !self.replies.is_empty() || self.outbox.iter().any(|batch| batch.replies() > 0);
+        let stuck = self.stuck_since_us.filter(|_| waits).map(|since_us| since_us + settle::STUCK_US);
         let starving = self.starving.keys().filter_map(|group| self.purses.get(group)?.again_us()).min();
         self.timers
             .first()
@@ -141,6 +145,7 @@ impl QueueState {
             .chain(self.dying_at_us)
             .chain(sweep)
             .chain(starving)
+            .chain(stuck)
             .min()
     }
 

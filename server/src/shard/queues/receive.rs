@@ -5,6 +5,7 @@ use super::requests::put_error;
 use super::select::{Wants, put_chosen, record_size};
 use super::settle::rules_of;
 use super::{BURY_AGAIN_US, Key, Queue, SWEEP_PERIOD_US};
+use crate::planted::Bug;
 use crate::shard::ShardServer;
 use crate::shard::connection::{INPUT_MIN, OUT_SOFT};
 use crate::shard::groups::Found;
@@ -62,6 +63,14 @@ enum Filled {
 struct Filling {
     entries: Vec<u8>,
     leases: Vec<Lease>,
+}
+
+/// What is left of the pause after a failed delivery, when the server starts again. The wall clock may have been set
+/// back meanwhile: it is never longer than a pause of the group can be.
+fn pause_left_us(visible_ms: i64, now_ms: i64, backoff_ms: &[u32]) -> u64 {
+    let ahead_ms = u64::try_from(visible_ms.saturating_sub(now_ms)).unwrap_or(0);
+    let longest_ms = u64::from(backoff_ms.iter().copied().max().unwrap_or(0));
+    ahead_ms.min(longest_ms) * 1_000
 }
 
 impl ShardServer {
@@ -134,12 +143,12 @@ impl ShardServer {
         let acks = self.shard.cursors().acks(group, partition);
         let ranges = acks.map(|acks| acks.ranges().collect::<Vec<_>>()).unwrap_or_default();
         let retries = acks.map(|acks| acks.retries().collect::<Vec<_>>()).unwrap_or_default();
-        let at_us = |visible_ms: i64| {
-            let ahead_ms = u64::try_from(visible_ms.saturating_sub(now.wall_ms)).unwrap_or(0);
-            // The clock may have been set: never longer than a pause can be.
-            now.mono_us + ahead_ms.min(u64::from(ringmq_protocol::limits::INVISIBLE_MS_MAX)) * 1_000
-        };
-        let table = super::LeaseTable::new(
+        let planted = self.options.planted;
+        let ranges = if planted.has(Bug::AcksForgotten) { Vec::new() } else { ranges };
+        let retries = if planted.has(Bug::RetriesForgotten) { Vec::new() } else { retries };
+        let at_us =
+            |visible_ms: i64| now.mono_us + pause_left_us(visible_ms, now.wall_ms, &options.backoff_ms);
+        let mut table = super::LeaseTable::new(
             self.shard.log().epoch().0,
             rules_of(&options),
             watermark,
@@ -147,6 +156,7 @@ impl ShardServer {
             ranges.into_iter(),
             retries.into_iter().map(|retry| (retry.offset.0, retry.attempt, at_us(retry.visible_ms))),
         );
+        table.plant(planted);
         if position.is_none() {
             // Where it starts is remembered from now on: "latest" is another place tomorrow.
             self.queues.dirty.insert(key);
@@ -351,9 +361,11 @@ impl ShardServer {
         let now = self.ring.now();
         let invisible_ms = if receive.invisible_ms == 0 { queue.invisible_ms } else { receive.invisible_ms };
         let invisible_ms = invisible_ms.clamp(1, ringmq_protocol::limits::INVISIBLE_MS_MAX);
-        let expires_us = now.mono_us + u64::from(invisible_ms) * 1_000;
+        let early = self.options.planted.has(Bug::LeaseEndsEarly);
+        let expires_us = now.mono_us + u64::from(invisible_ms) * if early { 500 } else { 1_000 };
         let expires_ms = I64::new(now.wall_ms + i64::from(invisible_ms));
-        let wants = Wants { filter: &queue.filter, ttl_ms: self.ttl_ms(partition), now_ms: now.wall_ms };
+        let (ttl_ms, planted) = (self.ttl_ms(partition), self.options.planted);
+        let wants = Wants { filter: &queue.filter, ttl_ms, now_ms: now.wall_ms, planted };
         let (table, rates) = (&mut queue.table, queue.rates);
         let max_bytes = receive.max_bytes as usize;
         for _ in 0..FRAMES_PER_SERVE {
@@ -488,5 +500,19 @@ impl ShardServer {
     /// Looks again at what could not be buried.
     pub(super) fn bury_again_at(&self) -> u64 {
         self.ring.now().mono_us + BURY_AGAIN_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pause_left_us;
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_no_pause_longer() {
+        let backoff_ms = [10, 700, 100];
+        assert_eq!(pause_left_us(1_000, 400, &backoff_ms), 600_000);
+        assert_eq!(pause_left_us(1_000, 2_000, &backoff_ms), 0, "it is over");
+        assert_eq!(pause_left_us(86_400_000, 0, &backoff_ms), 700_000, "a day back");
+        assert_eq!(pause_left_us(i64::MAX, i64::MIN, &[]), 0);
     }
 }

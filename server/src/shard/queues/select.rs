@@ -2,6 +2,7 @@
 
 use super::rate::Rates;
 use crate::filter::Filter;
+use crate::planted::{Bug, Planted};
 use crate::shard::ShardServer;
 use ringmq_engine::shard::{Delivered, Fetched};
 use ringmq_format::frame::{Codec, Frame};
@@ -25,13 +26,15 @@ pub(in crate::shard) struct Wants<'a> {
     /// Records that have been visible for so long are not delivered any more; 0: for ever.
     pub(super) ttl_ms: u64,
     pub(super) now_ms: i64,
+    pub(super) planted: Planted,
 }
 
 impl Wants<'_> {
     pub(super) fn wants(&self, delivered: &Delivered, record: &RecordEntry<'_>) -> bool {
         let age_ms = self.now_ms.saturating_sub(delivered.visible_time);
         let is_over = self.ttl_ms > 0 && u64::try_from(age_ms).is_ok_and(|age| age >= self.ttl_ms);
-        !is_over && self.filter.matches(record)
+        let drops = self.planted.has(Bug::FilterDrops) && delivered.base_offset.0 % 16 == 5;
+        !is_over && !drops && self.filter.matches(record)
     }
 }
 
@@ -112,7 +115,8 @@ impl ShardServer {
         out: &mut Vec<u8>,
     ) -> GroupFetched {
         let start = out.len();
-        let wants = Wants { filter, ttl_ms: self.ttl_ms(partition), now_ms: self.ring.now().wall_ms };
+        let (ttl_ms, planted) = (self.ttl_ms(partition), self.options.planted);
+        let wants = Wants { filter, ttl_ms, now_ms: self.ring.now().wall_ms, planted };
         let (mut next, mut scanned, mut entries) = (from, 0, 0);
         loop {
             let visible = self.shard.extent(partition).map_or(from, |extent| extent.visible);

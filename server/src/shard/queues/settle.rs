@@ -8,6 +8,7 @@
 
 use super::lease::{Handle, NoLease, Rules};
 use super::{Key, QueueAnswer, QueueWork};
+use crate::planted::Bug;
 use crate::shard::groups::Found;
 use crate::shard::mail::{Answer, Origin, Work};
 use crate::shard::{Ack, AckTarget, Draining, ShardServer};
@@ -24,6 +25,8 @@ use zerocopy::little_endian::{I64, U16};
 
 /// Sent to be tried again when the disk budget is reached.
 const DISK_FULL_RETRY_MS: u32 = 1_000;
+/// Whoever waits for the log for so long, because the disk is full, is answered that nobody knows.
+pub(super) const STUCK_US: u64 = 5_000_000;
 /// BINDs of one write.
 const BINDS_MAX: usize = 512;
 /// Bytes of entries of one write, before the one that passes it.
@@ -267,6 +270,7 @@ impl ShardServer {
             let found = self.shard.find_body(&self.ring, key.1, offset);
             match (found, target) {
                 _ if left => break,
+                (FoundBody::Body(_), _) if self.options.planted.has(Bug::DeadLetterLeftOut) => {}
                 (FoundBody::Body(body), Some(partition)) => self.queues.binds.push(NewBind {
                     partition,
                     body: ringmq_engine::shard::BodyRef { count: 1, ..body },
@@ -301,9 +305,10 @@ impl ShardServer {
         while let Some(batch) = self.queues.outbox.pop_front() {
             if let Some(batch) = self.log_batch(batch) {
                 self.queues.outbox.push_front(batch);
-                return;
+                return self.answer_stuck();
             }
         }
+        self.queues.stuck_since_us = None;
         let now = self.ring.now();
         while !self.queues.dirty.is_empty() || !self.queues.binds.is_empty() {
             let mut batch = Batch { binds: std::mem::take(&mut self.queues.binds), ..Batch::default() };
@@ -326,12 +331,29 @@ impl ShardServer {
             }
             if let Some(batch) = self.log_batch(batch) {
                 self.queues.outbox.push_back(batch);
-                return;
+                return self.answer_stuck();
             }
         }
         let replies = std::mem::take(&mut self.queues.replies);
         if !replies.is_empty() {
             self.log_batch(Batch { replies, ..Batch::default() });
+        }
+    }
+
+    /// What was said stays said, and is logged when there is room; but nobody waits for that without end.
+    fn answer_stuck(&mut self) {
+        let now_us = self.ring.now().mono_us;
+        let since_us = *self.queues.stuck_since_us.get_or_insert(now_us);
+        if now_us < since_us + STUCK_US {
+            return;
+        }
+        let mut replies = std::mem::take(&mut self.queues.replies);
+        for batch in &mut self.queues.outbox {
+            replies.append(&mut batch.replies);
+        }
+        for Reply { origin, answer } in replies {
+            let answer = with_code(&answer, ErrorCode::OutcomeUnknown);
+            self.reply_queue(origin, answer);
         }
     }
 
@@ -393,7 +415,7 @@ impl ShardServer {
     }
 
     fn answer_settled(&mut self, origin: Origin, durable_at: Lsn, answer: QueueAnswer) {
-        if self.shard.durable() >= durable_at {
+        if self.shard.durable() >= durable_at || self.options.planted.has(Bug::AckBeforeDurable) {
             return self.reply_queue(origin, answer);
         }
         let unknown = with_code(&answer, ErrorCode::OutcomeUnknown);

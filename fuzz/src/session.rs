@@ -55,6 +55,7 @@ impl Serving {
             frame_size_max: frame_size_max(SEGMENT_SIZE) as u32,
             node_id: NODE_ID,
             late: LateOptions::default(),
+            planted: Default::default(),
         };
         let Some(mail) = mesh(1).pop() else { panic!("no mail") };
         let server = ShardServer::new(ring, shard, options, vec![listener], mail, Arc::default());

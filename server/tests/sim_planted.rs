@@ -17,7 +17,7 @@ fn find(bug: Bug, checks: &[&str], seeds: u64, tune: fn(&mut Plan)) {
     for seed in 0..seeds {
         let mut plan = Plan::draw(seed);
         tune(&mut plan);
-        plan.planted = Planted::bug(bug);
+        plan.planted_in_server = Planted::bug(bug);
         if let Some(found) = run(plan).found {
             let took = begun.elapsed().as_secs_f64();
             println!(

@@ -323,7 +323,7 @@ impl Harness {
             frame_size_max: ringmq_engine::format::limits::frame_size_max(self.plan.segment_size) as u32,
             node_id: NODE_ID,
             late: LateOptions { timings: CHECKS, ..LateOptions::default() },
-            planted: self.plan.planted,
+            planted: self.plan.planted_in_server,
         };
         let drained = Arc::clone(&self.drained);
         self.threads[shard].server = Some(ShardServer::new(ring, storage, options, listeners, mail, drained));

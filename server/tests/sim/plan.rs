@@ -4,7 +4,6 @@ use super::groups::GroupPlan;
 use ringmq_engine::format::superblock::Durability;
 use ringmq_engine::planted::Planted;
 use ringmq_engine::ring::sim::{DiskFaults, SimConfig};
-use ringmq_server::planted::Planted;
 
 /// A stream of numbers of the harness's own.
 #[derive(Clone, Debug)]
@@ -41,7 +40,7 @@ impl Draw {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// A bug that the checks have to find.
+    /// A bug in the engine that the checks have to find.
     pub(crate) planted: Planted,
     pub(crate) shards: u16,
     /// Processes, one after the other, before the world is healed.
@@ -82,7 +81,8 @@ pub(crate) struct Plan {
     pub(crate) pause_us: u64,
     /// Consumer groups.
     pub(crate) groups: Vec<GroupPlan>,
-    pub(crate) planted: Planted,
+    /// The same, in the server.
+    pub(crate) planted_in_server: ringmq_server::planted::Planted,
     pub(crate) sim: SimConfig,
 }
 
@@ -137,7 +137,7 @@ impl Plan {
             gives_up: draw.one_in(5),
             topics: vec![("alpha", 1 + draw.below(4) as u32), ("beta", 1 + draw.below(6) as u32)],
             groups: Vec::new(),
-            planted: Planted::default(),
+            planted_in_server: ringmq_server::planted::Planted::default(),
             producers: 1 + draw.below(3) as u32,
             plain_producers: draw.below(3) as u32,
             subscribers: draw.below(3) as u32,

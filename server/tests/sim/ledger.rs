@@ -40,8 +40,8 @@ struct Facts {
     changed: bool,
     /// It is consumed, or dead, and nothing above this generation is delivered.
     consumed: Option<u64>,
-    /// So many deliveries have failed for certain.
-    failed: u16,
+    /// So many deliveries have failed for certain, and the handle of the last of them.
+    failed: (u16, u64),
     told_dead: bool,
 }
 
@@ -218,8 +218,9 @@ impl Model {
         let until_us = asked.at_us + u64::from(asked.invisible_ms) * 990;
         let life = self.lives;
         let facts = self.ledger.of(asked.key, offset);
-        if attempt <= facts.failed {
-            let details = format!("{}: attempt {attempt}, {} have failed", what(), facts.failed);
+        // What was delivered before may be heard of later.
+        if attempt <= facts.failed.0 && generation > facts.failed.1 {
+            let details = format!("{}: attempt {attempt}, {:x?} have failed", what(), facts.failed);
             return Err(wrong("a failed delivery counts, durably", details));
         }
         if facts.deliveries.insert(generation, Delivered { attempt, until_us, life }).is_some() {
@@ -377,7 +378,7 @@ impl Model {
         }
         let facts = self.ledger.of(key, offset);
         if change.kind == ringmq_protocol::queue::CHANGE_RETRY {
-            facts.failed = facts.failed.max(attempt);
+            facts.failed = facts.failed.max((attempt, change.handle.generation.get()));
             if changed.is_dead() {
                 facts.consume(change.handle.generation.get(), told_in);
                 facts.told_dead = true;
